@@ -1,0 +1,2 @@
+setup:
+	.venv/bin/python -m pip --version

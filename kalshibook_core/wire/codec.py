@@ -1,0 +1,91 @@
+"""Events to bytes and back: Avro in Confluent framing (magic byte 0, four bytes of schema id, then the record).
+
+The schemas are the files of `schemas/avro/`, shipped inside the wheel. `encode` and `decode` are exact inverses; a value that is
+not one of ours raises `UnknownSchema`, a broken one `Undecodable`. Reads and writes nothing but memory after import.
+"""
+
+import io
+from importlib import resources
+from pathlib import Path
+from typing import Any, Final
+
+import fastavro
+import orjson
+
+from kalshibook_core.wire import events
+
+_CLASSES: Final[dict[str, Any]] = {
+    cls.__name__: cls
+    for cls in (
+        events.RawFrame,
+        events.BookSnapshot,
+        events.BookDelta,
+        events.Gap,
+        events.Trade,
+        events.Ticker,
+        events.Lifecycle,
+        events.Checkpoint,
+        events.Usage,
+    )
+}
+
+
+class Undecodable(ValueError):
+    """The bytes carry one of our schema ids but are not such a record."""
+
+
+class UnknownSchema(Undecodable):
+    """The value is not in Confluent framing, or its schema id is none of ours."""
+
+
+def schema_folder() -> Path:
+    """Return the folder of the .avsc files: inside the installed wheel, or the repository's own."""
+    shipped = Path(str(resources.files("kalshibook_core.wire"))) / "avro"
+    return shipped if shipped.is_dir() else Path(__file__).parents[2] / "schemas" / "avro"
+
+
+def _load() -> dict[str, dict[str, Any]]:
+    return {s["name"]: s for s in (orjson.loads(p.read_bytes()) for p in sorted(schema_folder().glob("*.avsc")))}
+
+
+SCHEMAS: Final = _load()
+"""Schema (as JSON object, with `schema_id`) by record name."""
+
+_PARSED = {name: fastavro.parse_schema(dict(schema)) for name, schema in SCHEMAS.items()}
+_WRITERS = {
+    cls: (b"\x00" + SCHEMAS[name]["schema_id"].to_bytes(4, "big"), _PARSED[name], cls._fields)
+    for name, cls in _CLASSES.items()
+}
+_READERS = {
+    b"\x00" + SCHEMAS[name]["schema_id"].to_bytes(4, "big"): (_PARSED[name], cls) for name, cls in _CLASSES.items()
+}
+_LEVELS = (events.BookSnapshot, events.Checkpoint)
+
+
+def encode(event: events.Event) -> bytes:
+    """Return the event as a Kafka value."""
+    header, schema, fields = _WRITERS[type(event)]
+    record = dict(zip(fields, event, strict=True))
+    if isinstance(event, _LEVELS):
+        record["yes"] = [{"price": p, "size": s} for p, s in event.yes]
+        record["no"] = [{"price": p, "size": s} for p, s in event.no]
+    out = io.BytesIO()
+    out.write(header)
+    fastavro.schemaless_writer(out, schema, record)
+    return out.getvalue()
+
+
+def decode(value: bytes) -> Any:
+    """Return the event a Kafka value holds (one of `events.Event`); raise UnknownSchema or Undecodable."""
+    found = _READERS.get(value[:5])
+    if found is None:
+        raise UnknownSchema(f"no schema for the header {value[:5].hex()}")
+    schema, cls = found
+    try:
+        record: Any = fastavro.schemaless_reader(io.BytesIO(value[5:]), schema, None)
+    except (EOFError, IndexError, ValueError, OverflowError, StopIteration) as error:
+        raise Undecodable(f"not a {cls.__name__}: {error!r}") from error
+    if cls in _LEVELS:
+        record["yes"] = [(level["price"], level["size"]) for level in record["yes"]]
+        record["no"] = [(level["price"], level["size"]) for level in record["no"]]
+    return cls(*record.values())
