@@ -53,12 +53,9 @@ SCHEMAS: Final = _load()
 
 _PARSED = {name: fastavro.parse_schema(dict(schema)) for name, schema in SCHEMAS.items()}
 _WRITERS = {
-    cls: (b"\x00" + SCHEMAS[name]["schema_id"].to_bytes(4, "big"), _PARSED[name], cls._fields)
-    for name, cls in _CLASSES.items()
+    cls: (b"\x00" + SCHEMAS[name]["schema_id"].to_bytes(4, "big"), _PARSED[name], cls._fields) for name, cls in _CLASSES.items()
 }
-_READERS = {
-    b"\x00" + SCHEMAS[name]["schema_id"].to_bytes(4, "big"): (_PARSED[name], cls) for name, cls in _CLASSES.items()
-}
+_READERS = {b"\x00" + SCHEMAS[name]["schema_id"].to_bytes(4, "big"): (_PARSED[name], cls) for name, cls in _CLASSES.items()}
 _LEVELS = (events.BookSnapshot, events.Checkpoint)
 
 
