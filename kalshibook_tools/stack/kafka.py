@@ -1,0 +1,77 @@
+"""The local broker: Apache Kafka, one node that is broker and KRaft controller at once, on loopback.
+
+Formatted only the first time; topics, groups and transactions survive every restart, on whatever ports it comes up again.
+"""
+
+import base64
+import re
+import shutil
+import uuid
+from pathlib import Path
+
+from kalshibook_tools.stack.process import Process, Program, Progress
+
+_HERE = Path(__file__).parent
+
+# log.dirs is relative to the broker's own folder, so that no character of KB_HOME needs quoting.
+_SETTINGS = """\
+process.roles=broker,controller
+node.id=1
+listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}
+advertised.listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}
+controller.listener.names=CONTROLLER
+controller.quorum.bootstrap.servers=127.0.0.1:{controller}
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+log.dirs={log}
+auto.create.topics.enable=false
+message.max.bytes=8388608
+group.initial.rebalance.delay.ms=0
+offsets.topic.replication.factor=1
+offsets.topic.num.partitions=5
+transaction.state.log.replication.factor=1
+transaction.state.log.min.isr=1
+transaction.state.log.num.partitions=5
+share.coordinator.state.topic.replication.factor=1
+share.coordinator.state.topic.min.isr=1
+share.coordinator.state.topic.num.partitions=1
+log.cleaner.dedupe.buffer.size=16777216
+"""
+
+_EXPLAINS = re.compile(r"BindException|Address already in use|No space left|Exception: |Error: | FATAL | ERROR ")
+
+
+async def prepare(home: Path, java: Path, jars: Path, progress: Progress) -> None:
+    """Format the broker's storage, if that was never done."""
+    folder = home / "kafka"
+    if (folder / "log").exists():
+        return
+    # 1. Format apart; a crash leaves a log.new that the next try throws away, and never touches what holds messages.
+    shutil.rmtree(folder / "log.new", ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "format.properties").write_text(_SETTINGS.format(port=1, controller=2, log="log.new"))
+    cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+    command = ["kafka.tools.StorageTool", "format", "--standalone", "-t", cluster, "-c", "format.properties"]
+    await Process(_java(home, "kafka-format", [java, "-XX:TieredStopAtLevel=1"], jars, command), progress).run()
+    # 2. In place at once.
+    (folder / "log.new").rename(folder / "log")
+
+
+def program(home: Path, java: Path, jars: Path, port: int, controller: int, *, heap: str) -> Program:
+    """Return the broker for two ports. `heap` is the JVM's limit, such as "1g"."""
+    (home / "kafka" / "server.properties").write_text(_SETTINGS.format(port=port, controller=controller, log="log"))
+    options = ["-Xms256m", f"-Xmx{heap}", "-XX:+UseG1GC", "-XX:MaxGCPauseMillis=20"]
+    return _java(home, "kafka", [java, *options], jars, ["kafka.Kafka", "server.properties"])
+
+
+def _java(home: Path, name: str, java: list[Path | str], jars: Path, command: list[str]) -> Program:
+    folder = home / "kafka"
+    shutil.copyfile(_HERE / "log4j2.properties", folder / "log4j2.properties")
+    return Program(
+        name=name,
+        command=[*java, "-Dlog4j2.configurationFile=log4j2.properties", "-cp", f"{jars}/*", *command],
+        cwd=folder,
+        log=home / "logs" / f"{name}.log",
+        pid_file=home / "pids" / name,
+        stop_within=30,
+        explains=_EXPLAINS,
+    )
