@@ -1,0 +1,54 @@
+"""Range partitions by UTC day or month: which one an instant belongs to, and making it before its first row is written.
+
+A partition is built beside its table and then attached, which lets reading and writing of all other partitions go on; the
+default partition is locked for that moment only.
+"""
+
+from datetime import UTC, datetime, timedelta
+from typing import Final, NamedTuple
+
+import asyncpg
+
+TABLES: Final = {"book_events": "day", "tickers": "day", "checkpoints": "month"}
+"""The span of one partition, by partitioned table."""
+
+DAY_US: Final = 86_400_000_000
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_LAST_US: Final = 253_402_300_800_000_000 - 31 * DAY_US  # later instants have no date; their rows go to the default partition
+
+
+class Partition(NamedTuple):
+    """One partition: its rows lie in [start_us, end_us)."""
+
+    table: str
+    name: str
+    start_us: int
+    end_us: int
+
+
+def containing(table: str, at_us: int) -> Partition | None:
+    """Return the partition of `table` that holds an instant; None where only the default one can (outside years 1970-9999)."""
+    if not 0 <= at_us < _LAST_US:
+        return None
+    day = _EPOCH + timedelta(days=at_us // DAY_US)
+    if TABLES[table] == "day":
+        start, end, suffix = day, day + timedelta(days=1), f"{day:%Y%m%d}"
+    else:
+        start = day.replace(day=1)
+        end = (start + timedelta(days=31)).replace(day=1)
+        suffix = f"{start:%Y%m}"
+    return Partition(table, f"{table}_{suffix}", _us(start), _us(end))
+
+
+async def create(connection: "asyncpg.Connection[asyncpg.Record]", partition: Partition) -> None:
+    """Make a partition unless it stands; any number of processes may ask for the same one at once."""
+    table, name, start_us, end_us = partition
+    async with connection.transaction():
+        await connection.execute("SELECT pg_advisory_xact_lock(hashtext($1))", name)
+        if await connection.fetchval("SELECT to_regclass($1)", name) is None:
+            await connection.execute(f"CREATE TABLE {name} (LIKE {table} INCLUDING ALL)")
+            await connection.execute(f"ALTER TABLE {table} ATTACH PARTITION {name} FOR VALUES FROM ({start_us}) TO ({end_us})")
+
+
+def _us(moment: datetime) -> int:
+    return (moment - _EPOCH) // timedelta(microseconds=1)

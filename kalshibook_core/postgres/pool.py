@@ -1,0 +1,34 @@
+"""Connections to Postgres: one pool a process, and one error for an unreachable server (it never holds the password)."""
+
+from urllib.parse import urlsplit
+
+import asyncpg
+
+UNREACHABLE = (OSError, TimeoutError, asyncpg.PostgresConnectionError, asyncpg.CannotConnectNowError, asyncpg.AdminShutdownError)
+"""What asyncpg raises while a server is away, starting or shutting down: worth a retry, where other errors are not."""
+
+
+class DatabaseUnreachable(Exception):
+    """No connection to the server could be made."""
+
+
+def describe(dsn: str) -> str:
+    """Return where a DSN points, without user or password."""
+    parts = urlsplit(dsn)
+    return f"{parts.hostname or 'local socket'}:{parts.port or 5432}{parts.path}"
+
+
+async def connect(dsn: str) -> "asyncpg.Connection[asyncpg.Record]":
+    """Return one connection; raise DatabaseUnreachable if there is none to be had."""
+    try:
+        return await asyncpg.connect(dsn, timeout=10)
+    except UNREACHABLE as error:
+        raise DatabaseUnreachable(f"Postgres at {describe(dsn)} cannot be reached ({error}): is it running?") from error
+
+
+async def connect_pool(dsn: str, *, size: int = 4) -> "asyncpg.Pool[asyncpg.Record]":
+    """Return an open pool of at most `size` connections; raise DatabaseUnreachable. Close it with `async with`."""
+    try:
+        return await asyncpg.create_pool(dsn, min_size=1, max_size=size, timeout=10)
+    except UNREACHABLE as error:
+        raise DatabaseUnreachable(f"Postgres at {describe(dsn)} cannot be reached ({error}): is it running?") from error
