@@ -34,6 +34,8 @@ class Book:
         levels = self.sides[side]
         size = levels.get(price, 0) + delta
         if size > 0:
+            if not 0 <= price <= MAX_PRICE:
+                raise CorruptBook(f"no level can be at {price}")
             levels[price] = size
         elif size == 0:
             levels.pop(price, None)

@@ -92,7 +92,7 @@ CREATE TABLE tickers_default PARTITION OF tickers DEFAULT;
 CREATE TABLE lifecycle (
     recv_us    bigint  NOT NULL,
     clock_us   bigint  NOT NULL,       -- the exchange's clock at receipt
-    market_id  integer NOT NULL,
+    market_id  integer,                -- NULL: of an event and not of a market (event_lifecycle, event_fee_update)
     event_type text    NOT NULL,       -- the exchange's word, or "market" for a definition read by REST
     body       json    NOT NULL
 );
