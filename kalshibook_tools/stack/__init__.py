@@ -5,7 +5,7 @@
 
 from kalshibook_tools.stack.jars import fetch_kafka, find_java
 from kalshibook_tools.stack.local import Addresses, External, Stack, local_stack
-from kalshibook_tools.stack.process import Process, ProcessExited, Program, Progress, StackError
+from kalshibook_tools.stack.process import Process, ProcessExited, Program, Progress, StackError, remember, running, stop_leftover
 
 __all__ = [
     "Addresses",
@@ -19,4 +19,7 @@ __all__ = [
     "fetch_kafka",
     "find_java",
     "local_stack",
+    "remember",
+    "running",
+    "stop_leftover",
 ]

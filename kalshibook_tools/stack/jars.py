@@ -1,6 +1,6 @@
 """What the broker runs from: a Java runtime, and Apache Kafka's jars, downloaded once and kept in a cache.
 
-Promises: the cache holds either every jar with the hash pinned in `kafka.sha256`, or nothing; two callers at once
+Promises: the cache holds every jar, each with the hash pinned in `kafka.sha256`, or nothing; two callers at once
 download once.
 """
 
@@ -30,24 +30,25 @@ _MAVEN_SECONDS = 600
 def cache_folder() -> Path:
     """Return where downloads are kept: `KB_CACHE`, else `kalshibook` in the user's cache folder."""
     own = os.getenv("KB_CACHE")
-    return Path(own) if own else Path(os.getenv("XDG_CACHE_HOME") or Path.home() / ".cache") / "kalshibook"
+    return Path(own or Path(os.getenv("XDG_CACHE_HOME") or Path.home() / ".cache") / "kalshibook").resolve()
 
 
 def fetch_kafka(progress: Progress) -> Path:
     """Return the folder with the broker's jars, downloading them the first time. Raises StackError."""
     folder = cache_folder() / f"kafka-{KAFKA_VERSION}"
-    if _complete(folder):
+    broker = folder / f"kafka_2.13-{KAFKA_VERSION}.jar"  # the folder comes into being whole, so one jar speaks for all
+    if broker.is_file():
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(folder.with_suffix(".lock")):
-            if _complete(folder):
+        with _locked(folder.with_name(f"{folder.name}.lock")):
+            if broker.is_file():
                 return folder
             progress(f"downloading Apache Kafka {KAFKA_VERSION} into {folder}")
             with tempfile.TemporaryDirectory(dir=folder.parent, prefix="kafka-") as temporary:
                 jars = Path(temporary) / "jars"
                 if maven := shutil.which("mvn"):
-                    _from_maven(maven, jars)
+                    _from_maven(maven, Path(temporary), jars)
                 else:
                     _from_archive(Path(temporary), jars)
                 shutil.rmtree(folder, ignore_errors=True)
@@ -94,22 +95,11 @@ def _pinned() -> dict[str, str]:
     return {name: digest for digest, name in (line.split() for line in lines)}
 
 
-def _complete(folder: Path) -> bool:
-    return all((folder / name).is_file() for name in _pinned())
-
-
-def _from_maven(maven: str, jars: Path) -> None:
+def _from_maven(maven: str, temporary: Path, jars: Path) -> None:
+    # Not the user's own Maven repository: it may not be writable, and a broken jar in it would break every new try.
     goal = "dependency:copy-dependencies"
-    command: list[str | Path] = [
-        maven,
-        "-B",
-        "-q",
-        "-f",
-        _HERE / "pom.xml",
-        goal,
-        "-DincludeScope=runtime",
-        f"-DoutputDirectory={jars}",
-    ]
+    options = ["-DincludeScope=runtime", f"-DoutputDirectory={jars}", f"-Dmaven.repo.local={temporary / 'm2'}"]
+    command: list[str | Path] = [maven, "-B", "-q", "-f", _HERE / "pom.xml", goal, *options]
     try:
         run = subprocess.run(command, capture_output=True, text=True, timeout=_MAVEN_SECONDS, check=False)
     except subprocess.TimeoutExpired:
@@ -135,7 +125,7 @@ def _from_archive(temporary: Path, jars: Path) -> None:
     # The release is built apart from the published jars, so it is checked by Apache's own digest and not by ours.
     archive = temporary / "kafka.tgz"
     try:
-        digest = "".join(httpx.get(_ARCHIVE + ".sha512").raise_for_status().text.rpartition(":")[2].split()).lower()
+        digest = "".join(httpx.get(_ARCHIVE + ".sha512").raise_for_status().text.rpartition(":")[2].split()).lower()[:128]
         with httpx.stream("GET", _ARCHIVE) as reply, archive.open("wb") as out:
             for block in reply.raise_for_status().iter_bytes():
                 out.write(block)

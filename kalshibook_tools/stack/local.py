@@ -75,12 +75,6 @@ async def local_stack(
 ) -> AsyncIterator[Stack]:
     """Run a stack in `home` for as long as the block lasts. Raises StackError, told in one line, if it cannot."""
     home = home.resolve()
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-        for folder in ("logs", "pids"):
-            (home / folder).mkdir(exist_ok=True)
-    except OSError as error:
-        raise StackError(f"cannot use {home}: {error.strerror}; set KB_HOME to a folder of your own") from error
     with _alone(home):
         start = _Start(home, progress, _Ports(home / "ports.json"))
         try:
@@ -200,13 +194,21 @@ class _Ports:
 @contextmanager
 def _alone(home: Path) -> Iterator[None]:
     # The kernel drops the lock with its holder, so a killed supervisor leaves none; children do not inherit it.
-    with (home / "lock").open("a+") as lock:
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        for folder in ("logs", "pids"):
+            (home / folder).mkdir(exist_ok=True)
+        lock = (home / "lock").open("a+")
+    except OSError as error:
+        raise StackError(f"cannot use {home}: {error.strerror}; set KB_HOME to a folder of your own") from error
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.seek(0)
+            holder = lock.read().strip()
             raise StackError(
-                f"a stack already runs in {home} (pid {lock.read().strip()}): stop it, or set KB_HOME to another folder"
+                f"a stack already runs in {home} (pid {holder}): stop it, or set KB_HOME to another folder"
             ) from None
         lock.truncate(0)
         lock.write(str(os.getpid()))

@@ -57,14 +57,13 @@ async def prepare(home: Path, progress: Progress) -> Postgres:
     binaries = _find(folder / "data")
     postgres = Postgres(binaries, folder, _as_another_user(folder, binaries))
     if not (folder / "data").exists():
-        # 1. The password, kept if a crash came after it. 2. initdb apart; a crash leaves a data.new that the next try
-        # throws away. 3. In place at once.
-        if not (folder / "password").exists():
-            (folder / "password").touch(mode=0o600)
-            (folder / "password").write_text(secrets.token_urlsafe(24))
+        # 1. The password. 2. initdb apart; a crash leaves a data.new, and the next try begins anew with another
+        # password. 3. In place at once: from here on data and password belong together.
+        (folder / "password").touch(mode=0o600)
+        (folder / "password").write_text(secrets.token_urlsafe(24))
         shutil.rmtree(folder / "data.new", ignore_errors=True)
         if postgres.prefix:
-            user = _user()
+            user = _user(folder)
             for path in (folder, folder / "password"):
                 os.chown(path, user.pw_uid, user.pw_gid)
         arguments = ["-D", "data.new", "-U", USER, "--pwfile=password", "--auth=scram-sha-256", "--encoding=UTF8", "--locale=C"]
@@ -122,7 +121,9 @@ def _major(folder: Path) -> int:
     return int(version.group(1)) if version else 0
 
 
-def _user() -> pwd.struct_passwd:
+def _user(folder: Path) -> pwd.struct_passwd:
+    if (folder / "data").exists() and (owner := (folder / "data").stat().st_uid) != 0:
+        return pwd.getpwuid(owner)
     for name in ("postgres", "nobody"):
         try:
             return pwd.getpwnam(name)
@@ -138,7 +139,7 @@ def _as_another_user(folder: Path, binaries: Path) -> tuple[str, ...]:
         raise StackError(
             "PostgreSQL does not run as root and there is no `setpriv`: install util-linux, or run as an ordinary user"
         )
-    user = _user()
+    user = _user(folder)
     prefix = (setpriv, f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups")
     above = [*folder.resolve().parents, *binaries.resolve().parents]
     if all(path.stat().st_mode & stat.S_IXOTH for path in above):

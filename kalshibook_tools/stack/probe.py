@@ -7,6 +7,8 @@ import struct
 
 import asyncpg
 
+from kalshibook_tools.stack.process import StackError
+
 
 def free_port(preferred: int = 0) -> int:
     """Return a loopback port nobody listens on: `preferred` where it is free. It is not reserved: a server may yet lose it."""
@@ -32,11 +34,13 @@ async def redis_answers(port: int) -> bool:
 
 
 async def postgres_answers(dsn: str) -> bool:
-    """Tell whether Postgres lets `dsn` in."""
+    """Tell whether Postgres lets `dsn` in. Raises StackError if it never will."""
     try:
         connection = await asyncpg.connect(dsn, timeout=5)
     except (OSError, TimeoutError, asyncpg.CannotConnectNowError):
         return False
+    except asyncpg.PostgresError as error:
+        raise StackError(f"PostgreSQL does not let us in: {error}; was its folder replaced?") from error
     await connection.close()
     return True
 

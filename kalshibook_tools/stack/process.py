@@ -89,7 +89,7 @@ class Process:
                     stderr=log,
                     start_new_session=True,
                 )
-            _remember(program.pid_file, self._child.pid)
+            remember(program.pid_file, self._child.pid)
         except OSError as error:
             raise StackError(f"{program.name} cannot be started: {error}") from error
 
@@ -165,7 +165,7 @@ class Process:
 
 async def stop_leftover(program: Program, progress: Progress) -> None:
     """Stop what a killed supervisor left of `program`, going by its pid file; a stranger with that pid is left alone."""
-    leftover = _leftover(program.pid_file)
+    leftover = running(program.pid_file)
     if leftover is not None:
         progress(f"{program.name} still runs from an earlier start (pid {leftover.pid}) and is stopped")
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -177,14 +177,16 @@ async def stop_leftover(program: Program, progress: Progress) -> None:
     program.pid_file.unlink(missing_ok=True)
 
 
-def _remember(pid_file: Path, pid: int) -> None:
+def remember(pid_file: Path, pid: int) -> None:
+    """Write down a process, by pid and birth, for `running` to find."""
     # A supervisor killed between the start and this line leaves a process nobody knows: the next start then
     # fails on that process's lock or port, and says so.
     with contextlib.suppress(psutil.NoSuchProcess):
         pid_file.write_text(json.dumps({"pid": pid, "born": _birth(pid)}))
 
 
-def _leftover(pid_file: Path) -> psutil.Process | None:
+def running(pid_file: Path) -> psutil.Process | None:
+    """Return the process that `pid_file` remembers, None if it has ended (even if a stranger has its pid now)."""
     try:
         known = json.loads(pid_file.read_text())
         process = psutil.Process(known["pid"])
