@@ -25,6 +25,7 @@ _CLASSES: Final[dict[str, Any]] = {
         events.Ticker,
         events.Lifecycle,
         events.Checkpoint,
+        events.MarketMemory,
         events.Usage,
     )
 }

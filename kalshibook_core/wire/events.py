@@ -215,6 +215,25 @@ class Checkpoint(NamedTuple):
     resume_offset: int
 
 
+class MarketMemory(NamedTuple):
+    """kb.deduplicator.v1 (compacted): what the deduplicator knows of a market and no canonical topic can tell after a restart.
+
+    Key: the raw record's. Its writer is its only reader. `trades_gatherer` "" means trades were never vouched for.
+    """
+
+    market_ticker: str
+    ended: bool  # determined or later: nothing more can be lost of it
+    lifecycle_digest: int  # of the last lifecycle frame's body, 0 for none
+    market_digest: int  # of the last REST market object, 0 for none
+    trades_gatherer: str  # who vouches, or vouched last, for the market's trades
+    trades_connection: int
+    trades_generation: int
+    trades_since_us: int  # the exchange time that vouching began at
+    trades_gap_start_us: int | None  # not None: a gap in the trades is open
+    trades_gap_cause: str | None
+    raw_offset: int
+
+
 class Usage(NamedTuple):
     """kb.usage.v1: one metered call. Key: `account_id`. `usage_id` makes a repeat harmless."""
 
@@ -227,5 +246,5 @@ class Usage(NamedTuple):
     status: int
 
 
-Event = RawFrame | BookSnapshot | BookDelta | Gap | Trade | Ticker | Lifecycle | Checkpoint | Usage
+Event = RawFrame | BookSnapshot | BookDelta | Gap | Trade | Ticker | Lifecycle | Checkpoint | MarketMemory | Usage
 BookEvent = BookSnapshot | BookDelta | Gap
