@@ -1,0 +1,102 @@
+"""The books of one partition, when each is written down, and from where the partition must be folded again. Pure.
+
+A rebuild reads the partition's checkpoints and then its events from the greatest `resume_offset` on. That is enough because
+checkpoints of a partition are written in order, by one fenced writer, to one partition: whoever reads one has all before it.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from kalshibook_core.wire.events import BookEvent, Checkpoint
+from services.reconstructor.live_book import LiveBook
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How far a book may move from its last checkpoint: so many events, or so much time, whichever comes first."""
+
+    events: int = 1_000
+    interval_us: int = 300_000_000
+
+    def __post_init__(self) -> None:
+        if self.events < 1 or self.interval_us < 1:
+            raise ValueError("a checkpoint policy needs at least one event and one microsecond")
+
+    def due(self, live: LiveBook) -> bool:
+        """Return whether the book has moved that far, in events or in the market's own time."""
+        return (
+            live.version - live.saved_version >= self.events
+            or live.effective_us - live.saved_effective_us >= self.interval_us
+        )  # fmt: skip
+
+
+class PartitionBooks:
+    """Live books of one partition of kalshi.book.v1, folded up to `next_offset`."""
+
+    def __init__(self, checkpoints: Iterable[Checkpoint] = (), policy: Policy = Policy()) -> None:  # noqa: B008  (frozen)
+        """Restore from the partition's checkpoints, in their order; go on folding at `next_offset`."""
+        self.books: dict[str, LiveBook] = {}
+        self.next_offset = 0
+        self._policy = policy
+        # First offset and time of what no checkpoint covers yet, by ticker. A market enters at the end and leaves when it is
+        # written down, so the first entry is always the lowest offset and the longest wait.
+        self._uncovered: dict[str, tuple[int, int]] = {}
+        self._due: dict[str, None] = {}
+        for checkpoint in checkpoints:
+            self.books[checkpoint.market_ticker] = LiveBook.restored(checkpoint)
+            self.next_offset = max(self.next_offset, checkpoint.resume_offset)
+
+    @property
+    def resume_offset(self) -> int:
+        """The lowest offset that no checkpoint covers. A corrupt book holds it back, so that nothing it needs is skipped."""
+        return next(iter(self._uncovered.values()))[0] if self._uncovered else self.next_offset
+
+    @property
+    def corrupt(self) -> list[str]:
+        """The markets whose books did not verify."""
+        return [ticker for ticker, live in self.books.items() if live.corrupt]
+
+    def apply(self, event: BookEvent, offset: int, now_us: int) -> LiveBook | None:
+        """Apply the event at `offset`; return the book it changed, None if it was inside a checkpoint. Raise Corruption once."""
+        self.next_offset = offset + 1
+        ticker = event.market_ticker
+        live = self.books.get(ticker)
+        if live is None:
+            live = self.books[ticker] = LiveBook(ticker)
+        if event.version > live.saved_version and ticker not in self._uncovered:
+            self._uncovered[ticker] = (offset, now_us)
+        if not live.apply(event, offset):
+            return None
+        if self._policy.due(live):
+            self._due[ticker] = None
+        return live
+
+    def due(self, now_us: int) -> list[Checkpoint]:
+        """Return the checkpoints to write now, and count them as written: whoever cannot write them must drop these books.
+
+        Besides those that moved far enough, the markets that have waited for the interval by the local clock: a market
+        that fell silent would hold back `resume_offset` for ever.
+        """
+        for ticker, (_, since_us) in self._uncovered.items():
+            if now_us - since_us < self._policy.interval_us:
+                break
+            self._due[ticker] = None
+        return self._write(list(self._due))
+
+    def rest(self) -> list[Checkpoint]:
+        """Return checkpoints of every market that moved since its last one: what a drain writes."""
+        return self._write(list(self._uncovered))
+
+    def _write(self, tickers: list[str]) -> list[Checkpoint]:
+        written = []
+        for ticker in tickers:
+            live = self.books[ticker]
+            if live.corrupt:
+                continue
+            self._uncovered.pop(ticker, None)
+            written.append(live.checkpoint(self.resume_offset))
+            live.saved_version, live.saved_effective_us = live.version, live.effective_us
+        self._due.clear()
+        return written
+
+

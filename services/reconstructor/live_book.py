@@ -1,0 +1,98 @@
+"""One market's live book, verified event by event: a version without a hole, time that does not run back, the checksum each time.
+
+What does not verify is corruption, and a corrupt book never changes again and is never shown as good.
+"""
+
+from kalshibook_core.orderbook import Book, CorruptBook
+from kalshibook_core.orderbook.checksum import to_signed
+from kalshibook_core.wire.events import BookDelta, BookEvent, BookSnapshot, Checkpoint
+
+
+class Corruption(Exception):
+    """An event contradicts the book it follows, so one of the two is wrong."""
+
+
+class LiveBook:
+    """The book of one market after its event `version`, which stood at `offset` of its partition."""
+
+    __slots__ = (
+        "book", "connection", "corrupt", "effective_us", "gap_cause", "gap_start_us", "gatherer", "generation", "offset",
+        "saved_effective_us", "saved_version", "ticker", "version",
+    )  # fmt: skip
+
+    def __init__(self, ticker: str) -> None:
+        self.ticker = ticker
+        self.book = Book()
+        self.version = self.effective_us = 0
+        self.offset = -1
+        self.gap_start_us: int | None = None
+        self.gap_cause: str | None = None
+        self.gatherer, self.connection, self.generation = "", 0, 0
+        self.saved_version = self.saved_effective_us = 0  # of the last checkpoint
+        self.corrupt = ""  # why, once it is
+
+    @classmethod
+    def restored(cls, checkpoint: Checkpoint) -> "LiveBook":
+        """Return the book a checkpoint holds; a checkpoint that contradicts its own checksum comes back corrupt."""
+        live = cls(checkpoint.market_ticker)
+        live.version, live.effective_us, live.offset = checkpoint.version, checkpoint.effective_us, checkpoint.book_offset
+        live.gap_start_us, live.gap_cause = checkpoint.gap_start_us, checkpoint.gap_cause
+        live.gatherer, live.connection, live.generation = checkpoint.gatherer, checkpoint.connection, checkpoint.generation
+        live.saved_version, live.saved_effective_us = checkpoint.version, checkpoint.effective_us
+        try:
+            live.book = Book(checkpoint.yes, checkpoint.no)
+            live._verify(checkpoint.checksum)
+        except (CorruptBook, Corruption) as error:
+            live.corrupt = f"checkpoint of version {checkpoint.version}: {error}"
+        return live
+
+    def apply(self, event: BookEvent, offset: int) -> bool:
+        """Apply the market's next event; return False for one the book already holds. Raise Corruption, and stay so."""
+        version = event.version
+        if version <= self.version or self.corrupt:
+            return False
+        try:
+            if version != self.version + 1:
+                raise Corruption(f"after version {self.version} comes {version}")
+            if event.effective_us < self.effective_us:
+                raise Corruption(f"version {version} is effective before version {self.version}")
+            if isinstance(event, BookDelta):
+                if self.gap_start_us is not None:
+                    raise Corruption(f"version {version} changes a book that is not known")
+                self.book.apply(event.side, event.price, event.delta)
+            elif isinstance(event, BookSnapshot):
+                self.book = Book(event.yes, event.no)
+                self.gap_start_us = self.gap_cause = None
+            else:
+                self.gap_start_us, self.gap_cause = event.start_us, event.cause
+            self._verify(event.checksum)
+        except (CorruptBook, Corruption) as error:
+            self.corrupt = f"offset {offset}: {error}"
+            raise Corruption(f"{self.ticker} {self.corrupt}") from error
+        self.version, self.effective_us, self.offset = version, event.effective_us, offset
+        self.gatherer, self.connection, self.generation = event.gatherer, event.connection, event.generation
+        if not self.saved_effective_us:
+            self.saved_effective_us = event.effective_us
+        return True
+
+    def checkpoint(self, resume_offset: int) -> Checkpoint:
+        """Return the book as a checkpoint, for a partition that is to be folded from `resume_offset`."""
+        return Checkpoint(
+            self.ticker,
+            self.version,
+            self.effective_us,
+            list(self.book.yes),
+            list(self.book.no),
+            to_signed(self.book.checksum),
+            self.gap_start_us,
+            self.gap_cause,
+            self.gatherer,
+            self.connection,
+            self.generation,
+            self.offset,
+            resume_offset,
+        )
+
+    def _verify(self, checksum: int) -> None:
+        if to_signed(self.book.checksum) != checksum:
+            raise Corruption(f"checksum {to_signed(self.book.checksum)} where the event says {checksum}")
