@@ -9,6 +9,8 @@ from typing import Final, NamedTuple
 
 import asyncpg
 
+Connection = "asyncpg.Connection[asyncpg.Record] | asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
+
 TABLES: Final = {"book_events": "day", "tickers": "day", "checkpoints": "month"}
 """The span of one partition, by partitioned table."""
 
@@ -40,7 +42,7 @@ def containing(table: str, at_us: int) -> Partition | None:
     return Partition(table, f"{table}_{suffix}", _us(start), _us(end))
 
 
-async def create(connection: "asyncpg.Connection[asyncpg.Record]", partition: Partition) -> None:
+async def create(connection: "Connection", partition: Partition) -> None:
     """Make a partition unless it stands; any number of processes may ask for the same one at once."""
     table, name, start_us, end_us = partition
     async with connection.transaction():

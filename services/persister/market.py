@@ -1,0 +1,110 @@
+"""What a lifecycle event says about a market's row: pure, from the JSON as sent to columns.
+
+A column the body does not speak of is None and stays as it is in the table.
+"""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, NamedTuple
+
+import orjson
+
+from kalshibook_core.wire.events import Lifecycle
+
+EVENT_LEVEL: Final = frozenset({"event_lifecycle", "event_fee_update"})
+"""Message types that speak of an event and name no market (Kalshi docs, market_lifecycle_v2)."""
+
+_STATUS: Final = {
+    "created": "initialized",
+    "activated": "active",
+    "deactivated": "inactive",
+    "determined": "determined",
+    "settled": "finalized",
+}
+"""The REST status a market has after a frame (Kalshi docs, "Market lifecycle"); opening and closing by time send none."""
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class MarketChange(NamedTuple):
+    """New values of a market's columns, in the order of the table; None leaves the old one."""
+
+    ticker: str
+    event_ticker: str | None
+    series_ticker: str | None
+    title: str | None
+    status: str | None
+    result: str | None
+    open_us: int | None
+    close_us: int | None
+    settled_us: int | None
+    updated_us: int
+    body: str | None
+
+
+def change(event: Lifecycle) -> MarketChange | None:
+    """Return what the event changes; None if it is about no market. Raise ValueError if its body is not a JSON object."""
+    body = orjson.loads(event.body)
+    if not isinstance(body, dict):
+        raise ValueError("the body of a lifecycle event is not a JSON object")
+    if event.event_type in EVENT_LEVEL or not event.market_ticker or event.market_ticker.startswith("@"):
+        return None
+    return _from_rest(event, body) if event.event_type == "market" else _from_frame(event, body)
+
+
+def later(old: MarketChange, new: MarketChange) -> MarketChange:
+    """Return two changes of one market as one."""
+    merged: list[Any] = [before if after is None else after for before, after in zip(old, new, strict=True)]
+    return MarketChange(*merged)
+
+
+def _from_rest(event: Lifecycle, body: dict[str, Any]) -> MarketChange:
+    return MarketChange(
+        event.market_ticker,
+        _text(body.get("event_ticker")),
+        _text(body.get("series_ticker")),
+        _text(body.get("title")),
+        _text(body.get("status")),
+        _text(body.get("result")),
+        _moment(body.get("open_time")),
+        _moment(body.get("close_time")),
+        _moment(body.get("settlement_ts")),
+        event.recv_us,
+        event.body.decode(),
+    )
+
+
+def _from_frame(event: Lifecycle, body: dict[str, Any]) -> MarketChange:
+    about = body.get("additional_metadata")
+    about = about if isinstance(about, dict) else {}
+    status = _STATUS.get(event.event_type)
+    if event.event_type == "activated" and body.get("is_deactivated") is True:
+        status = "inactive"
+    return MarketChange(
+        event.market_ticker,
+        _text(about.get("event_ticker")),
+        _text(about.get("series_ticker")),
+        _text(about.get("title")),
+        status,
+        _text(body.get("result")),
+        _moment(body.get("open_ts")),
+        _moment(body.get("close_ts")),
+        _moment(body.get("settled_ts")),
+        event.recv_us,
+        None,
+    )
+
+
+def _text(value: object) -> str | None:
+    # Postgres text holds no NUL; the body keeps the exchange's bytes as sent.
+    return value.replace("\x00", "") or None if isinstance(value, str) else None
+
+
+def _moment(value: object) -> int | None:
+    """Microseconds of an RFC 3339 text (REST) or of whole Unix seconds (frames); None for anything else."""
+    try:
+        if isinstance(value, str):
+            moment = datetime.fromisoformat(value)
+            return (moment - _EPOCH) // timedelta(microseconds=1) if moment.tzinfo else None
+        return value * 1_000_000 if type(value) is int and 0 < value < 10**11 else None
+    except ValueError:
+        return None

@@ -1,0 +1,165 @@
+"""The persister's writing side: one batch, one transaction, exactly once.
+
+Every statement the service runs is here. Market ids are remembered only after the transaction that made them has committed.
+"""
+
+from collections import ChainMap
+from collections.abc import Mapping, Sequence, Set
+from typing import Any, Final
+
+import asyncpg
+
+from kalshibook_core.postgres import partitions
+from kalshibook_core.postgres.pool import UNREACHABLE
+from services.persister import batch as batches
+from services.persister.batch import Batch, Row, Source
+
+RETRYABLE: Final = (
+    *UNREACHABLE,
+    asyncpg.InterfaceError,  # the connection was closed under the statement
+    asyncpg.DeadlockDetectedError,
+    asyncpg.SerializationError,
+    asyncpg.InsufficientResourcesError,  # a full disk, too many connections: somebody has to make room, nothing is lost meanwhile
+    asyncpg.OperatorInterventionError,
+)
+"""What another attempt may cure: the transaction did not commit, or it is not known whether it did."""
+
+_REGISTER: Final = """
+INSERT INTO consumer_offsets (topic, partition, next_offset)
+SELECT topic, partition, 0 FROM unnest($1::text[], $2::int[]) AS asked (topic, partition) ORDER BY topic, partition
+ON CONFLICT DO NOTHING"""
+
+_POSITIONS: Final = """
+SELECT topic, partition, next_offset FROM consumer_offsets JOIN unnest($1::text[], $2::int[]) AS asked (topic, partition)
+USING (topic, partition)"""
+
+_ADVANCE: Final = """
+UPDATE consumer_offsets AS o SET next_offset = moved.next_offset
+FROM unnest($1::text[], $2::int[], $3::bigint[], $4::bigint[]) AS moved (topic, partition, expected, next_offset)
+WHERE o.topic = moved.topic AND o.partition = moved.partition AND o.next_offset = moved.expected"""
+
+_ALLOCATE: Final = """
+INSERT INTO markets (ticker, updated_us) SELECT ticker, 0 FROM unnest($1::text[]) AS named (ticker) ON CONFLICT DO NOTHING"""
+
+_IDS: Final = "SELECT ticker, id FROM markets WHERE ticker = ANY($1::text[])"
+
+_DESCRIBE: Final = """
+UPDATE markets SET
+    event_ticker = coalesce($2, event_ticker), series_ticker = coalesce($3, series_ticker), title = coalesce($4, title),
+    status = coalesce($5, status), result = coalesce($6, result), open_us = coalesce($7, open_us),
+    close_us = coalesce($8, close_us), settled_us = coalesce($9, settled_us), updated_us = $10, body = coalesce($11, body)
+WHERE id = $1"""
+
+# A trade or checkpoint that is already there is the same one again (the deduplicator's window for trades is bounded, and a
+# reconstructor writes a checkpoint twice after a crash); both are counted by what the insert reports.
+_TRADES: Final = """
+INSERT INTO trades (exchange_us, recv_us, count, market_id, yes_price, no_price, taker_side, is_block_trade, trade_id)
+SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::int[], $5::smallint[], $6::smallint[], $7::smallint[],
+                     $8::boolean[], $9::text[])
+ON CONFLICT DO NOTHING"""
+
+_CHECKPOINTS: Final = """
+INSERT INTO checkpoints (effective_us, checksum, gap_start_us, market_id, version, gap_cause, levels)
+SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::int[], $5::int[], $6::text[], $7::bytea[])
+ON CONFLICT DO NOTHING"""
+
+_GAPS: Final = """
+INSERT INTO gaps AS g (market_id, channel, start_us, end_us, cause, opened_version)
+SELECT * FROM unnest($1::int[], $2::text[], $3::bigint[], $4::bigint[], $5::text[], $6::int[])
+ON CONFLICT (market_id, channel, start_us) DO UPDATE
+SET end_us = excluded.end_us, cause = excluded.cause, opened_version = greatest(g.opened_version, excluded.opened_version)"""
+
+
+class Superseded(Exception):
+    """Somebody else moved the offsets this batch starts from: the partitions are no longer ours, and nothing was written."""
+
+
+class Store:
+    """The tables, as one process writes them."""
+
+    def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]") -> None:
+        self._pool = pool
+        self._ids: dict[str, int] = {}
+        self._partitions: set[str] = set()
+
+    async def positions(self, sources: Sequence[Source]) -> dict[Source, int]:
+        """Return where to go on reading each partition: its first offset whose rows are not in the tables (0 for a new one)."""
+        topics, numbers = [topic for topic, _ in sources], [number for _, number in sources]
+        async with self._pool.acquire() as connection:
+            await connection.execute(_REGISTER, topics, numbers)
+            return {(row[0], row[1]): row[2] for row in await connection.fetch(_POSITIONS, topics, numbers)}
+
+    async def prepare(self, wanted: set[partitions.Partition]) -> None:
+        """Make partitions that this process has not yet seen to stand."""
+        for partition in sorted(wanted):
+            if partition.name not in self._partitions:
+                async with self._pool.acquire() as connection:
+                    await partitions.create(connection, partition)
+                self._partitions.add(partition.name)
+
+    async def write(self, batch: Batch, expected: Mapping[Source, int]) -> dict[str, int]:
+        """Write a batch whose partitions stand at the `expected` offsets; return rows by table. Raise Superseded if they do not.
+
+        1. Partitions by time are made, each in its own transaction. A crash leaves empty ones, which the next attempt finds.
+        2. One transaction: the offsets move by compare-and-set, which also locks them against a second writer; market ids are
+           made; the rows go in. A crash leaves nothing of it, and the next owner reads the same records again.
+        3. COMMIT. A crash after it leaves everything, and the next owner starts behind it. If the answer to COMMIT is lost, the
+           caller asks `positions` which of the two happened.
+        4. Only now are the ids remembered. A crash costs a look-up.
+        """
+        await self.prepare(batch.partitions_needed())
+        named = batch.tickers_named()
+        async with self._pool.acquire() as connection, connection.transaction():
+            await _advance(connection, batch.next, expected)
+            fresh = await _allocate(connection, named - self._ids.keys())
+            counts = await _insert(connection, batch, ChainMap(fresh, self._ids) if fresh else self._ids)
+        self._ids.update(fresh)
+        return counts
+
+
+async def _advance(connection: Any, moved: Mapping[Source, int], expected: Mapping[Source, int]) -> None:
+    sources = sorted(moved)
+    done = await connection.execute(
+        _ADVANCE, [s[0] for s in sources], [s[1] for s in sources], [expected[s] for s in sources], [moved[s] for s in sources]
+    )
+    if done != f"UPDATE {len(sources)}":
+        raise Superseded(f"{done} of {len(sources)} partitions: another process writes them")
+
+
+async def _allocate(connection: Any, tickers: Set[str]) -> dict[str, int]:
+    """Return the ids of markets this process has not met, making those that nobody has."""
+    found = {row[0]: row[1] for row in await connection.fetch(_IDS, list(tickers))} if tickers else {}
+    if fresh := sorted(tickers - found.keys()):  # sorted, so that two writers lock the new rows in the same order
+        await connection.execute(_ALLOCATE, fresh)
+        found.update((row[0], row[1]) for row in await connection.fetch(_IDS, fresh))
+    return found
+
+
+async def _insert(connection: Any, batch: Batch, ids: Mapping[str, int]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+
+    async def copy(table: str, columns: Sequence[str], rows: Any, expected: int) -> None:
+        if expected:
+            await connection.copy_records_to_table(table, columns=columns, records=rows)
+            counts[table] = expected
+
+    async def insert(table: str, statement: str, rows: list[Row]) -> None:
+        if rows:
+            done = await connection.execute(statement, *map(list, zip(*rows, strict=True)))
+            counts[table] = int(done.rsplit(" ", 1)[1])
+            if counts[table] != len(rows):
+                counts[f"{table}_repeated"] = len(rows) - counts[table]
+
+    book = len(batch.deltas) + len(batch.snapshots) + len(batch.gaps)
+    await copy("book_events", batches.BOOK_COLUMNS, batch.book_rows(ids), book)
+    await copy("tickers", batches.TICKER_COLUMNS, batch.ticker_rows(ids), len(batch.tickers))
+    await copy("lifecycle", batches.LIFECYCLE_COLUMNS, batch.lifecycle_rows(ids), len(batch.lifecycle))
+    await insert("trades", _TRADES, batch.trade_rows(ids))
+    await insert("checkpoints", _CHECKPOINTS, batch.checkpoint_rows(ids))
+    await insert("gaps", _GAPS, [(ids[g.ticker], *g[1:]) for g in batch.gap_rows.values()])
+    if batch.market_changes:
+        await connection.executemany(
+            _DESCRIBE, sorted((ids[ticker], *change[1:]) for ticker, change in batch.market_changes.items())
+        )
+        counts["markets"] = len(batch.market_changes)
+    return counts
