@@ -1,0 +1,34 @@
+"""Which Kafka, under which names, and which partition a key belongs to."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from aiokafka.partitioner import murmur2
+
+from kalshibook_core.kafka.topics import Topic
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """The brokers, the prefix of every topic and group name (so that tests share a broker), and every topic's partition count."""
+
+    brokers: str  # host:port[,host:port]
+    prefix: str = ""
+    partitions: int = 4
+
+    def topic(self, topic: Topic) -> str:
+        """Return the topic's name on this cluster."""
+        return self.prefix + topic.name
+
+    def group(self, name: str) -> str:
+        """Return the consumer group's name on this cluster; transactional ids are named by it too."""
+        return self.prefix + name
+
+
+@lru_cache(maxsize=1 << 18)
+def partition_of(key: bytes, partitions: int) -> int:
+    """Return the partition of `key`, as Kafka's own default partitioner chooses it (murmur2).
+
+    The cache holds every ticker of the exchange: the hash in Python takes 5 µs, a hit a tenth of one.
+    """
+    return int((murmur2(key) & 0x7FFFFFFF) % partitions)

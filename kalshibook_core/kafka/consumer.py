@@ -1,0 +1,230 @@
+"""A consumer whose rebalances happen in its reader's own task, and which never skips what it was to read.
+
+Promises: `on_assigned` and `on_revoked` run inside `poll`, between two batches, never beside the reader: a partition is
+handed over only after the reader has come back for more, and an exception in a callback is an exception of `poll`. A
+partition without committed offset starts at its first record. An offset that retention has passed by raises OffsetLost;
+nothing jumps over a hole.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from types import TracebackType
+from typing import Any, Final, Self
+
+from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
+from aiokafka.errors import KafkaError, NoOffsetForPartitionError, OffsetOutOfRangeError
+from aiokafka.structs import ConsumerRecord as Record
+
+from kalshibook_core.kafka.cluster import Cluster
+from kalshibook_core.kafka.errors import KafkaFault, OffsetLost
+from kalshibook_core.kafka.topics import Topic
+
+__all__ = ["Batch", "Consumer", "Record", "TopicPartition"]
+
+Batch = dict[TopicPartition, list[Record]]
+Assigned = Callable[[set[TopicPartition]], Awaitable[Mapping[TopicPartition, int] | None]]
+Revoked = Callable[[set[TopicPartition]], Awaitable[None]]
+
+_FETCH_BYTES: Final = 4 * 1024 * 1024
+_HAND_OVER_MS: Final = 60_000
+"""How long the group waits for a member that is busy with a batch; past it the member is put out."""
+
+
+class Consumer:
+    """Reads topics as a member of `group`, or, without one, every partition of them (or those in `partitions`)."""
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        topics: Iterable[Topic],
+        group: str | None = None,
+        *,
+        read_committed: bool = True,
+        on_assigned: Assigned | None = None,
+        on_revoked: Revoked | None = None,
+        partitions: Iterable[int] | None = None,
+        from_end: bool = False,
+    ) -> None:
+        """Prepare a consumer; `async with` connects it.
+
+        `group` is a name without prefix. `on_assigned` is given the partitions that are now ours and may return offsets to
+        start from; those it does not name start at the committed offset, else at the first record (with `from_end`: after
+        the last).
+        """
+        self._cluster = cluster
+        self._topics = [cluster.topic(topic) for topic in topics]
+        self._group = cluster.group(group) if group is not None else None
+        self._read_committed = read_committed
+        self._on_assigned = on_assigned
+        self._on_revoked = on_revoked
+        self._partitions = list(partitions if partitions is not None else range(cluster.partitions))
+        self._from_end = from_end
+        self._assigned: set[TopicPartition] | None = None  # told by Kafka, not yet by us
+        self._revoking: set[TopicPartition] | None = None
+        self._released = asyncio.Event()
+        self._polling: asyncio.Timeout | None = None
+        self._closing = False
+
+    async def __aenter__(self) -> Self:
+        self._kafka = AIOKafkaConsumer(
+            bootstrap_servers=self._cluster.brokers,
+            group_id=self._group,
+            enable_auto_commit=False,
+            auto_offset_reset="none",  # `_start_at` chooses; a reset by itself would skip records in silence
+            isolation_level="read_committed" if self._read_committed else "read_uncommitted",
+            max_partition_fetch_bytes=_FETCH_BYTES,
+            session_timeout_ms=10_000,
+            heartbeat_interval_ms=500,  # also how soon a member hears of another's coming
+            rebalance_timeout_ms=_HAND_OVER_MS,
+            max_poll_interval_ms=900_000,  # a restore at assignment may take minutes
+        )
+        try:
+            await self._kafka.start()
+        except BaseException as error:
+            await self._kafka.stop()
+            if isinstance(error, KafkaError):
+                raise KafkaFault(f"cannot connect to Kafka at {self._cluster.brokers}: {error!r}") from error
+            raise
+        if self._group is not None:
+            self._kafka.subscribe(self._topics, listener=_Listener(self))
+        else:
+            every = {TopicPartition(topic, partition) for topic in self._topics for partition in self._partitions}
+            self._kafka.assign(every)
+            self._assigned = every
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._closing = True
+        self._released.set()
+        await self._kafka.stop()
+
+    async def poll(self, max_records: int | None = None, timeout_ms: int = 500) -> Batch:
+        """Return the next records by partition, in order within each; empty if none came within `timeout_ms`.
+
+        Raises OffsetLost, KafkaFault, and whatever a rebalance callback raises.
+        """
+        await self._rebalance()
+        batch: Batch = {}
+        try:
+            async with asyncio.timeout(timeout_ms / 1000) as self._polling:
+                batch = await self._kafka.getmany(timeout_ms=timeout_ms, max_records=max_records)
+        except TimeoutError:
+            pass  # also how a rebalance interrupts; aiokafka hands records over only without waiting, so none is lost
+        except OffsetOutOfRangeError as lost:
+            raise OffsetLost(
+                f"{lost.args[0]} is outside the log: its records are gone, or this is another log; reset the offsets to go on"
+            ) from lost
+        except NoOffsetForPartitionError as unset:
+            if self._assigned is None:
+                raise KafkaFault(f"no offset to start from: {unset!r}") from unset
+        except KafkaError as error:
+            raise KafkaFault(f"reading failed: {error!r}") from error
+        finally:
+            self._polling = None
+        if self._assigned is not None and batch:
+            # Fetched between the assignment and our hearing of it: `on_assigned` comes first.
+            for partition, records in batch.items():
+                self._kafka.seek(partition, records[0].offset)
+            return {}
+        return batch
+
+    async def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
+        """Commit the next offset to read of each partition. Raises KafkaFault if they are not ours any more."""
+        try:
+            await self._kafka.commit(dict(offsets))
+        except KafkaError as error:
+            raise KafkaFault(f"offsets were not committed: {error!r}") from error
+
+    async def committed(self, partition: TopicPartition) -> int | None:
+        """Return the group's committed offset, None if there is none."""
+        offset: int | None = await self._kafka.committed(partition)
+        return offset
+
+    async def position(self, partition: TopicPartition) -> int:
+        """Return the offset of the next record to be read."""
+        return int(await self._kafka.position(partition))
+
+    async def end_offsets(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
+        """Return where each partition ends now: the offset after its last readable record (or transaction marker)."""
+        ends: dict[TopicPartition, int] = await self._kafka.end_offsets(list(partitions))
+        return ends
+
+    def assignment(self) -> set[TopicPartition]:
+        """Return the partitions that are ours."""
+        return set(self._kafka.assignment())
+
+    def seek(self, partition: TopicPartition, offset: int) -> None:
+        """Read `partition` from `offset` on."""
+        self._kafka.seek(partition, offset)
+
+    def pause(self, *partitions: TopicPartition) -> None:
+        """Return nothing from these partitions until `resume`."""
+        self._kafka.pause(*partitions)
+
+    def resume(self, *partitions: TopicPartition) -> None:
+        """Undo `pause`."""
+        self._kafka.resume(*partitions)
+
+    def lag(self) -> dict[TopicPartition, int]:
+        """Return how many offsets each of our partitions is behind its end, as of the last fetch; asks nobody."""
+        lags = {}
+        for partition in self._kafka.assignment():
+            state = self._kafka._subscription.subscription.assignment.state_value(partition)
+            end = state.lso if self._read_committed else state.highwater
+            if state.has_valid_position and end is not None:
+                lags[partition] = max(0, end - state.position)
+        return lags
+
+    async def _rebalance(self) -> None:
+        if self._revoking is not None:
+            revoked, self._revoking = self._revoking, None
+            self._assigned = None
+            if self._on_revoked is not None and revoked:
+                await self._on_revoked(revoked)
+            self._released.set()
+        if self._assigned is not None:
+            assigned = self._assigned
+            seeks = await self._on_assigned(assigned) if self._on_assigned is not None and assigned else None
+            if self._assigned is not assigned or self._revoking is not None:
+                return  # taken away while `on_assigned` ran: the next poll tells of that first
+            await self._start_at(assigned, seeks or {})
+            self._assigned = None
+
+    async def _start_at(self, assigned: set[TopicPartition], seeks: Mapping[TopicPartition, int]) -> None:
+        unset = []
+        for partition in assigned:
+            offset = seeks.get(partition)
+            if offset is None and self._group is not None:
+                offset = await self._kafka.committed(partition)
+            if offset is None:
+                unset.append(partition)
+            else:
+                self._kafka.seek(partition, offset)
+        if unset:
+            starts = await (self._kafka.end_offsets(unset) if self._from_end else self._kafka.beginning_offsets(unset))
+            for partition, offset in starts.items():
+                self._kafka.seek(partition, offset)
+
+    def _interrupt(self) -> None:
+        if self._polling is not None:
+            self._polling.reschedule(asyncio.get_running_loop().time())
+
+
+class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
+    """Runs in aiokafka's coordination task, which sends heartbeats meanwhile; it passes the word on to `poll`."""
+
+    def __init__(self, consumer: Consumer) -> None:
+        self._consumer = consumer
+
+    async def on_partitions_revoked(self, revoked: Any) -> None:
+        consumer = self._consumer
+        if consumer._closing:
+            return
+        consumer._revoking = set(revoked)
+        consumer._released.clear()
+        consumer._interrupt()
+        await consumer._released.wait()
+
+    async def on_partitions_assigned(self, assigned: Any) -> None:
+        self._consumer._assigned = set(assigned)
+        self._consumer._interrupt()

@@ -1,0 +1,21 @@
+"""What can go wrong with Kafka, named after what went wrong."""
+
+
+class KafkaFault(Exception):
+    """Any failure of this package."""
+
+
+class ProduceFailed(KafkaFault):
+    """A record given to a producer was not acknowledged. The producer is of no more use: stop, and start again."""
+
+
+class Fenced(ProduceFailed):
+    """Another producer took over this transactional id; nothing of the open transaction was kept."""
+
+
+class TopicMismatch(KafkaFault):
+    """A topic exists with another partition count than ours, so keys would not find their partition."""
+
+
+class OffsetLost(KafkaFault):
+    """The offset to read from is not in the log any more (retention) or not yet (another log): records would be missed."""
