@@ -29,6 +29,6 @@ async def connect(dsn: str) -> "asyncpg.Connection[asyncpg.Record]":
 async def connect_pool(dsn: str, *, size: int = 4) -> "asyncpg.Pool[asyncpg.Record]":
     """Return an open pool of at most `size` connections; raise DatabaseUnreachable. Close it with `async with`."""
     try:
-        return await asyncpg.create_pool(dsn, min_size=1, max_size=size, timeout=10)
+        return await asyncpg.create_pool(dsn, min_size=1, max_size=size, timeout=10, command_timeout=60)
     except UNREACHABLE as error:
         raise DatabaseUnreachable(f"Postgres at {describe(dsn)} cannot be reached ({error}): is it running?") from error

@@ -74,6 +74,10 @@ class Superseded(Exception):
     """Somebody else moved the offsets this batch starts from: the partitions are no longer ours, and nothing was written."""
 
 
+class SchemaMissing(Exception):
+    """The database has no tables of ours."""
+
+
 class Store:
     """The tables, as one process writes them."""
 
@@ -86,7 +90,10 @@ class Store:
         """Return where to go on reading each partition: its first offset whose rows are not in the tables (0 for a new one)."""
         topics, numbers = [topic for topic, _ in sources], [number for _, number in sources]
         async with self._pool.acquire() as connection:
-            await connection.execute(_REGISTER, topics, numbers)
+            try:
+                await connection.execute(_REGISTER, topics, numbers)
+            except asyncpg.UndefinedTableError as error:
+                raise SchemaMissing("the database has no tables yet: run `kb migrate`") from error
             return {(row[0], row[1]): row[2] for row in await connection.fetch(_POSITIONS, topics, numbers)}
 
     async def prepare(self, wanted: set[partitions.Partition]) -> None:

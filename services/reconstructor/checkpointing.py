@@ -33,7 +33,7 @@ class Policy:
 class PartitionBooks:
     """Live books of one partition of kalshi.book.v1, folded up to `next_offset`."""
 
-    def __init__(self, checkpoints: Iterable[Checkpoint] = (), policy: Policy = Policy()) -> None:  # noqa: B008  (frozen)
+    def __init__(self, checkpoints: Iterable[Checkpoint] = (), policy: Policy = Policy()) -> None:
         """Restore from the partition's checkpoints, in their order; go on folding at `next_offset`."""
         self.books: dict[str, LiveBook] = {}
         self.next_offset = 0
@@ -98,5 +98,3 @@ class PartitionBooks:
             live.saved_version, live.saved_effective_us = live.version, live.effective_us
         self._due.clear()
         return written
-
-

@@ -1,0 +1,137 @@
+"""The whole process: read a batch, write it, until told to stop; start over as a new member where the partitions were lost."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import structlog
+
+from kalshibook_core.kafka import topics
+from kalshibook_core.kafka.consumer import Consumer, TopicPartition
+from kalshibook_core.postgres import partitions, pool
+from kalshibook_core.runtime import clock, health, logs
+from services.persister.batch import Batch
+from services.persister.counters import Counters
+from services.persister.settings import Settings
+from services.persister.store import RETRYABLE, Store, Superseded
+
+TOPICS = (topics.BOOK, topics.TRADES, topics.TICKERS, topics.LIFECYCLE, topics.CHECKPOINTS)
+GROUP = "kb-persister"
+
+_POLL_MS = 200
+_BACKOFF_SECONDS = (0.1, 5.0)
+
+_log = structlog.get_logger()
+T = TypeVar("T")
+
+
+class Stopping(Exception):
+    """The process was told to stop while Postgres is away. What was read and not written is read again by the next one."""
+
+
+async def serve(settings: Settings, stop: asyncio.Event) -> None:
+    """Serve until `stop` is set, then write the batch at hand and leave the group."""
+    counters = Counters()
+    async with health.serve(
+        settings.health_port, lambda: counters.ready, counters.shown, service="persister", host=settings.health_host
+    ):
+        try:
+            async with await _patiently(lambda: pool.connect_pool(settings.postgres_dsn, size=2), stop, counters) as connections:
+                store = Store(connections)
+                while not stop.is_set():
+                    try:
+                        await _consume(settings, store, counters, stop)
+                    except Superseded as lost:
+                        counters.superseded += 1
+                        _log.warning("partitions_lost", why=str(lost), then="the batch is dropped and the group joined again")
+        except Stopping:
+            _log.warning("stopped_while_postgres_is_away", then="the next start goes on where the tables stand")
+
+
+async def _consume(settings: Settings, store: Store, counters: Counters, stop: asyncio.Event) -> None:
+    """One membership in the group. Raises Superseded when another process turns out to own what this one thought to own."""
+    batch, begun = Batch(), 0.0
+    expected: dict[tuple[str, int], int] = {}
+
+    async def assigned(ours: set[TopicPartition]) -> dict[TopicPartition, int]:
+        # Called between two polls, never while a batch is being written. Rows of what was ours before are dropped with the batch
+        # and read again, by us or by the new owner, from where the tables stand.
+        nonlocal batch
+        batch = Batch()
+        expected.clear()
+        expected.update(await _patiently(lambda: store.positions(sorted(ours)), stop, counters))
+        counters.ready = True
+        _log.info("assigned", partitions=len(ours))
+        return {partition: expected[partition] for partition in ours}
+
+    async def write() -> None:
+        nonlocal batch
+        if batch.next:
+            await _write(store, batch, expected, counters, stop)
+            expected.update(batch.next)
+        batch = Batch()
+
+    async with Consumer(settings.cluster, TOPICS, GROUP, on_assigned=assigned) as consumer:
+        while not stop.is_set():
+            await _make_ahead(store, stop, counters)
+            left = begun + settings.batch_seconds - clock.monotonic() if batch.next else _POLL_MS / 1000
+            polled = await consumer.poll(settings.batch_rows, timeout_ms=max(0, int(left * 1000)))
+            if not batch.next:
+                begun = clock.monotonic()
+            for source, records in polled.items():
+                batch.add(source, records)
+            if batch.rows >= settings.batch_rows or clock.monotonic() - begun >= settings.batch_seconds:
+                await write()
+            counters.lag_records = sum(consumer.lag().values())
+        await write()
+
+
+async def _write(
+    store: Store, batch: Batch, expected: dict[tuple[str, int], int], counters: Counters, stop: asyncio.Event
+) -> None:
+    # Nothing is polled meanwhile, so an outage of any length holds this one batch and what Kafka's client has fetched ahead.
+    attempts = 0
+
+    async def attempt() -> dict[str, int]:
+        nonlocal attempts
+        attempts += 1
+        if attempts > 1 and await store.positions(sorted(batch.next)) == batch.next:
+            return {}  # the transaction had committed and only the answer was lost
+        return await store.write(batch, expected)
+
+    started = clock.monotonic()
+    counters.wrote(await _patiently(attempt, stop, counters), batch, clock.monotonic() - started)
+    if batch.unreadable and logs.once_a_minute("unreadable"):
+        _log.warning("unreadable_records", count=batch.unreadable, then="passed over; the raw topic has what they came from")
+
+
+async def _make_ahead(store: Store, stop: asyncio.Event, counters: Counters) -> None:
+    """Make the partitions of today and tomorrow, so that midnight finds its partition there. Free after the first time a day."""
+    now_us = clock.now_us()
+    today = now_us // partitions.DAY_US
+    if today != counters.made_ahead_for:
+        both = {
+            partitions.containing(table, at_us) for table in partitions.TABLES for at_us in (now_us, now_us + partitions.DAY_US)
+        }
+        await _patiently(lambda: store.prepare({each for each in both if each}), stop, counters)
+        counters.made_ahead_for = today
+
+
+async def _patiently(attempt: Callable[[], Awaitable[T]], stop: asyncio.Event, counters: Counters) -> T:
+    """Return what `attempt` returns, again and again while Postgres is away. Raise Stopping if `stop` is set meanwhile."""
+    pause, longest = _BACKOFF_SECONDS
+    while True:
+        try:
+            done = await attempt()
+            counters.postgres = "up"
+            return done
+        except (*RETRYABLE, pool.DatabaseUnreachable) as error:
+            counters.retries += 1
+            counters.postgres = "away"
+            if logs.once_a_minute("postgres_away"):
+                _log.warning("postgres_away", why=repr(error), then="reading waits; trying again")
+        try:
+            await asyncio.wait_for(stop.wait(), pause)
+            raise Stopping
+        except TimeoutError:
+            pause = min(longest, pause * 2)

@@ -1,0 +1,35 @@
+"""Settings of the persister, from the environment.
+
+KB_POSTGRES_DSN             the database, postgresql://user:password@host:port/name
+KB_PERSISTER_BATCH_ROWS     rows after which a batch is written (20000)
+KB_PERSISTER_BATCH_SECONDS  how long the first row of a batch waits for company (0.1)
+"""
+
+from dataclasses import dataclass, field
+
+from kalshibook_core.kafka.cluster import Cluster
+from kalshibook_core.runtime import settings
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the persister needs to know."""
+
+    cluster: Cluster
+    postgres_dsn: str = field(repr=False)
+    batch_rows: int = 20_000
+    batch_seconds: float = 0.1
+    health_port: int = 0
+    health_host: str = "127.0.0.1"
+
+
+def from_env(env: settings.Environment) -> Settings:
+    """Read the settings; raise ConfigurationError that names what is missing or wrong."""
+    return Settings(
+        cluster=settings.cluster(env),
+        postgres_dsn=settings.required(env, "KB_POSTGRES_DSN"),
+        batch_rows=settings.integer(env, "KB_PERSISTER_BATCH_ROWS", 20_000, minimum=1, maximum=1_000_000),
+        batch_seconds=settings.seconds(env, "KB_PERSISTER_BATCH_SECONDS", 0.1, maximum=60),
+        health_port=settings.health_port(env),
+        health_host=settings.health_host(env),
+    )
