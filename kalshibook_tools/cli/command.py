@@ -1,0 +1,102 @@
+"""`kb` itself: the list of its commands, and the one way in which a failure is told and turned into an exit code.
+
+Exit codes: 0 done, 1 failed (one line on standard error says what to do), 2 asked wrongly (a missing setting or argument).
+"""
+
+import asyncio
+import importlib
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import click
+
+from kalshibook_core.runtime.settings import ConfigurationError
+
+_T = TypeVar("_T")
+
+_COMMANDS = {
+    "up": "kalshibook_tools.cli.up:up",
+    "status": "kalshibook_tools.cli.state:status",
+    "down": "kalshibook_tools.cli.state:down",
+    "reset": "kalshibook_tools.cli.state:reset",
+    "migrate": "kalshibook_tools.cli.migrate:migrate",
+    "keys": "kalshibook_tools.cli.keys:keys",
+    "simulator": "kalshibook_tools.simulator.__main__:command",
+}
+
+
+class _Lazy(click.Group):
+    """A group whose commands are imported when they are asked for: `kb status` does not load a web server."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in _COMMANDS:
+            return None
+        module, _, attribute = _COMMANDS[name].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+
+@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="kalshibook-platform", prog_name="kb")
+def kb() -> None:
+    """KalshiBook: every order-book change of Kalshi, and the full book of any market at any instant.
+
+    \b
+    Try:
+      kb up                                     run everything here, with a simulated exchange
+      kb up --recording FOLDER --speed max      play recorded frames through all of it, then end
+      kb status                                 what runs, how far it is, which gaps there are
+      kb keys create --account me --plan demo   a key for the API
+    """
+
+
+home_option = click.option(
+    "--home",
+    type=click.Path(file_okay=False, path_type=Path),
+    envvar="KB_HOME",
+    default=Path(".kalshibook"),
+    show_default=True,
+    help="Folder that holds all state: data, logs, ports, keys. Also from KB_HOME.",
+)
+
+
+def fail(message: str, code: int = 1) -> NoReturn:
+    """End with one line on standard error."""
+    click.echo(f"error: {message}", err=True)
+    raise SystemExit(code)
+
+
+def run(work: Coroutine[Any, Any, _T]) -> _T:
+    """Run to the end, and tell in one line what a person must act on."""
+    from kalshibook_core.kafka import errors
+    from kalshibook_core.postgres import migrate, pool
+    from kalshibook_tools.stack import StackError
+    from kalshibook_tools.supervisor.home import SupervisorError
+
+    known = (SupervisorError, StackError, migrate.MigrationError, pool.DatabaseUnreachable, errors.KafkaFault, OSError)
+    try:
+        return asyncio.run(work)
+    except ConfigurationError as error:
+        click.echo(f"configuration: {error}", err=True)
+        raise SystemExit(2) from error
+    except known as error:
+        fail(str(error))
+
+
+def database(home: Path, given: str | None) -> str:
+    """Return the database to work on: the one given, else the one that runs in `home`. Raises ConfigurationError."""
+    from kalshibook_tools.supervisor.home import Home
+
+    if given:
+        return given
+    state = Home(home.resolve()).state()
+    if state["state"] == "stopped" or not state.get("addresses"):
+        raise ConfigurationError(f"KB_POSTGRES_DSN is not set, and nothing runs in {home}: set it, or `kb up` first")
+    return str(state["addresses"]["KB_POSTGRES_DSN"])
+
+
+dsn_option = click.option("--dsn", envvar="KB_POSTGRES_DSN", help="The database; by default the one that runs in KB_HOME.")

@@ -1,0 +1,107 @@
+"""What is run and how: the command line and the environment of each process, as values.
+
+Promises: an environment says where everything is and nothing else is changed in it; the real exchange differs from the
+simulator by an address and a key only.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kalshibook_tools.stack import Addresses, External, Program
+from kalshibook_tools.supervisor.home import Home
+
+START_WITHIN = 60.0
+"""Seconds a process gets to say that it is ready, on a machine that starts eight others at the same time."""
+
+STOP_WITHIN = 40.0
+"""Seconds a process gets to drain (KB_DRAIN_SECONDS, 30 by default, and what Python takes to end) before it is killed."""
+
+_EXPLAINS = re.compile(r"configuration:|error|exception|fatal|critical", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What `kb up` was asked for."""
+
+    home: Home
+    recordings: tuple[Path, ...] = ()
+    speed: str = "1"  # a factor, or "max"
+    keep_running: bool = False
+    exchange: str | None = None  # demo or prod: the real one; None: the simulator
+    gateway_port: int | None = None  # None: the last run's, or the next free one
+    simulator_port: int | None = None
+    generator: Mapping[str, int] = field(default_factory=dict)  # markets, rate, seed, where asked for
+    external: External = field(default_factory=External)
+    env: Mapping[str, str] = field(default_factory=dict)  # the supervisor's own, handed on
+
+    def simulator_info(self) -> dict[str, Any]:
+        """Return what the simulator says of itself (addresses, key); empty before it does."""
+        try:
+            info: dict[str, Any] = json.loads((self.home.path / "simulator.json").read_text())
+        except (FileNotFoundError, ValueError):
+            return {}
+        return info
+
+
+def environment(options: Options, addresses: Addresses, name: str, port: int) -> dict[str, str]:
+    """Return the environment of a service."""
+    env = dict(options.env) | {
+        "KB_KAFKA_BROKERS": addresses.kafka,
+        "KB_POSTGRES_DSN": addresses.postgres,
+        "KB_REDIS_URL": addresses.redis,
+        "KB_HEALTH_HOST": "127.0.0.1",
+        "KB_HEALTH_PORT": str(port),
+    }
+    if name == "gateway":
+        env |= {"KB_GATEWAY_HOST": "127.0.0.1", "KB_GATEWAY_PORT": str(port)}
+    if name == "ingest":
+        env |= _exchange(options)
+    return env
+
+
+def _exchange(options: Options) -> dict[str, str]:
+    if options.exchange:
+        return {"KB_KALSHI_ENV": options.exchange}
+    info = options.simulator_info()
+    return {
+        "KB_KALSHI_WS_URL": info["ws_url"],
+        "KB_KALSHI_REST_URL": info["rest_url"],
+        "KALSHI_API_KEY_ID": info["key_id"],
+        "KALSHI_PRIVATE_KEY_PATH": info["private_key_path"],
+    }
+
+
+def service(options: Options, addresses: Addresses, name: str, port: int) -> Program:
+    """Return a service as a program."""
+    command = [sys.executable, "-m", f"services.{name}"]
+    return _program(options, name, command, environment(options, addresses, name, port))
+
+
+def simulator(options: Options, port: int) -> Program:
+    """Return the exchange simulator as a program. What it says of itself it writes to `simulator.json`."""
+    command: list[str | Path] = [sys.executable, "-m", "kalshibook_tools.simulator", "--port", str(port)]
+    command += ["--info-file", options.home.path / "simulator.json", "--key-dir", options.home.path / "simulator"]
+    for recording in options.recordings:
+        command += ["--recording", recording]
+    if options.recordings:
+        command += ["--speed", options.speed]
+    for name, value in options.generator.items():
+        command += [f"--{name}", str(value)]
+    return _program(options, "simulator", command, dict(options.env))
+
+
+def _program(options: Options, name: str, command: list[str] | list[str | Path], env: dict[str, str]) -> Program:
+    return Program(
+        name=name,
+        command=command,
+        log=options.home.log(name),
+        pid_file=options.home.pid_file(name),
+        env=env,
+        stop_within=STOP_WITHIN,
+        explains=_EXPLAINS,
+    )
