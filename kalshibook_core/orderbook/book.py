@@ -10,6 +10,7 @@ from kalshibook_core.orderbook.checksum import MASK, book_checksum, level_weight
 
 YES, NO = 0, 1
 MAX_PRICE = 10_000
+MAX_SIZE = 2**63 - 1  # what Avro and Postgres hold
 
 Levels = tuple[tuple[int, int], ...]
 """Levels of one side, ascending by price: ((price, size), ...)."""
@@ -34,8 +35,8 @@ class Book:
         levels = self.sides[side]
         size = levels.get(price, 0) + delta
         if size > 0:
-            if not 0 <= price <= MAX_PRICE:
-                raise CorruptBook(f"no level can be at {price}")
+            if not 0 <= price <= MAX_PRICE or size > MAX_SIZE:
+                raise CorruptBook(f"no level can be {size} at {price}")
             levels[price] = size
         elif size == 0:
             levels.pop(price, None)

@@ -1,0 +1,36 @@
+"""Settings of the deduplicator.
+
+KB_DEDUPLICATOR_BATCH         raw records a transaction takes at most, over all partitions (4000)
+KB_DEDUPLICATOR_LINGER_MS     how long to wait for company after a small batch; less costs more transactions (20)
+KB_DEDUPLICATOR_TRADE_WINDOW  trade ids a partition remembers (50000)
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from kalshibook_core.kafka.cluster import Cluster
+from kalshibook_core.runtime import settings
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the process is told."""
+
+    cluster: Cluster
+    batch: int
+    linger_ms: int
+    trade_window: int
+    health_host: str
+    health_port: int
+
+
+def from_env(env: Mapping[str, str]) -> Settings:
+    """Read the settings; raise ConfigurationError."""
+    return Settings(
+        cluster=settings.cluster(env),
+        batch=settings.integer(env, "KB_DEDUPLICATOR_BATCH", 4000, minimum=1),
+        linger_ms=settings.integer(env, "KB_DEDUPLICATOR_LINGER_MS", 20, minimum=0, maximum=10_000),
+        trade_window=settings.integer(env, "KB_DEDUPLICATOR_TRADE_WINDOW", 50_000, minimum=1),
+        health_host=settings.health_host(env),
+        health_port=settings.health_port(env),
+    )
