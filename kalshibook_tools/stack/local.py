@@ -99,10 +99,9 @@ class _Start:
                     group.create_task(_given(external.postgres) if external.postgres else self._postgres()),
                     group.create_task(_given(external.redis) if external.redis else self._redis()),
                 ]
-        except* StackError as group_error:
-            raise StackError("; ".join(str(error) for error in group_error.exceptions)) from group_error
-        except* OSError as group_error:
-            raise StackError(f"cannot use {self.home}: {group_error.exceptions[0]}") from group_error
+        except* (StackError, OSError) as failed:
+            told = [_unusable(self.home, error) if isinstance(error, OSError) else error for error in failed.exceptions]
+            raise StackError("; ".join(map(str, told))) from failed
         return Addresses(*(address.result() for address in addresses))
 
     async def _kafka(self, heap: str) -> str:
@@ -198,19 +197,25 @@ def _alone(home: Path) -> Iterator[None]:
         home.mkdir(parents=True, exist_ok=True)
         for folder in ("logs", "pids"):
             (home / folder).mkdir(exist_ok=True)
-        lock = (home / "lock").open("a+")
+        lock = (home / "lock").open("ab+", buffering=0)
     except OSError as error:
-        raise StackError(f"cannot use {home}: {error.strerror}; set KB_HOME to a folder of your own") from error
+        raise _unusable(home, error) from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.seek(0)
-            holder = lock.read().strip()
+            holder = lock.read().decode()
             raise StackError(
                 f"a stack already runs in {home} (pid {holder}): stop it, or set KB_HOME to another folder"
             ) from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
+        try:
+            lock.truncate(0)
+            lock.write(str(os.getpid()).encode())
+        except OSError as error:
+            raise _unusable(home, error) from error
         yield
+
+
+def _unusable(home: Path, error: OSError) -> StackError:
+    return StackError(f"cannot use {home}: {error.strerror}; set KB_HOME to a folder of your own, with room")

@@ -59,7 +59,7 @@ async def write(addresses: Addresses) -> None:
         await client.set("kept", "set")
 
 
-async def read(addresses: Addresses) -> tuple[list[bytes], int, list[str], bytes]:
+async def read(addresses: Addresses) -> tuple[list[bytes], int, list[str], object]:
     """Return what `write` left: messages read committed, the group's offset, rows, the key's value."""
     consumer = AIOKafkaConsumer(
         bootstrap_servers=addresses.kafka, group_id="group", isolation_level="read_committed", enable_auto_commit=False
@@ -138,7 +138,7 @@ async def test_everything_written_is_there_after_a_restart_on_other_ports(tmp_pa
 
     async with local_stack(home) as stack:
         assert stack.addresses == first, "the ports of the last run were free"
-    taken = [int(first.kafka.rpartition(":")[2]), *(urlsplit(url).port for url in (first.postgres, first.redis))]
+    taken = [int(first.kafka.rpartition(":")[2]), *(urlsplit(url).port or 0 for url in (first.postgres, first.redis))]
     with contextlib.ExitStack() as squatters:
         for port in taken:
             squatters.enter_context(squatter(port))
@@ -148,7 +148,7 @@ async def test_everything_written_is_there_after_a_restart_on_other_ports(tmp_pa
 
 
 async def test_what_a_killed_supervisor_left_is_replaced_and_keeps_its_content(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "kalshibook_tools.stack", "run", "--home", tmp_path]
+    command = [sys.executable, "-m", "kalshibook_tools.stack", "run", "--home", str(tmp_path)]
     supervisor = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, env=_bare_environment())
     assert supervisor.stdout is not None
     lines = [(await supervisor.stdout.readline()).decode() for _ in range(3)]
@@ -195,9 +195,8 @@ async def test_a_part_that_dies_is_told_with_its_name(tmp_path: Path) -> None:
 
 
 async def test_data_of_another_version_is_told_and_left_as_it_is(tmp_path: Path) -> None:
-    async with local_stack(tmp_path, external=ONLY_POSTGRES) as stack:
-        async with database(stack.addresses):
-            pass
+    async with local_stack(tmp_path, external=ONLY_POSTGRES) as stack, database(stack.addresses):
+        pass
     version = tmp_path / "postgres" / "data" / "PG_VERSION"
     version.write_text("9\n")
     with pytest.raises(StackError, match=r"was written by PostgreSQL 9, which is not here: install it"):
