@@ -1,74 +1,87 @@
-"""Where tests get the real broker, database and cache from.
+"""Real parts for every test that asks for them, each test with topics, database and cache of its own.
 
-`KB_TEST_KAFKA`, `KB_TEST_POSTGRES` and `KB_TEST_REDIS` name ones that run (`make test` starts one stack for the whole session and
-says so there); otherwise a local stack is started, once a session. Nothing is shared between tests: each has its own topic prefix,
-and its own database, cloned from a migrated template. A part that cannot be started is a failure, never a skip.
+The parts are shared by all xdist workers of the session (see support.parts); nothing else is.
 """
 
-import asyncio
 import os
+import shutil
 import uuid
-from collections.abc import AsyncIterator, Iterator
-from urllib.parse import urlsplit
+from collections.abc import AsyncIterator
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
 
 import pytest
+import redis.asyncio
+from aiokafka.admin import AIOKafkaAdminClient
 
+from kalshibook_core.kafka import admin, topics
 from kalshibook_core.kafka.cluster import Cluster
-from kalshibook_core.postgres import migrate, pool
-from kalshibook_tools.stack import Addresses, External, local_stack
+from tests.support.parts import Parts, Session, new_session
+
+_SESSION = pytest.StashKey[Session]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    shared = getattr(config, "workerinput", {}).get("kb_parts")
+    config.stash[_SESSION] = Session(Path(shared[0]), shared[1]) if shared else new_session()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node) -> None:  # type: ignore[no-untyped-def]
+    session = node.config.stash[_SESSION]
+    node.workerinput["kb_parts"] = (str(session.folder), session.owner)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    session = config.stash.get(_SESSION, None)
+    if session is None or session.owner != os.getpid():
+        return
+    session.end()
+    shutil.rmtree(session.folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
-def addresses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Addresses]:
-    """Return where the real parts answer."""
-    given = External(*(os.getenv(f"KB_TEST_{name}") for name in ("KAFKA", "POSTGRES", "REDIS")))
-    with asyncio.Runner() as runner:
-        stack = local_stack(tmp_path_factory.mktemp("stack"), external=given, kafka_heap="512m")
-        yield runner.run(stack.__aenter__()).addresses
-        runner.run(stack.__aexit__(None, None, None))
-
-
-@pytest.fixture
-def cluster(addresses: Addresses) -> Cluster:
-    """Return a Kafka of one's own: the broker, under a topic prefix that nobody else has."""
-    return Cluster(addresses.kafka, f"t{uuid.uuid4().hex[:10]}.", 4)
+def session(pytestconfig: pytest.Config) -> Session:
+    """What the workers of this run share."""
+    return pytestconfig.stash[_SESSION]
 
 
 @pytest.fixture(scope="session")
-def template(addresses: Addresses) -> str:
-    """Return the name of a migrated database to clone; it is the session's own, so that workers do not wait for each other."""
-    name = f"template_{uuid.uuid4().hex[:10]}"
-
-    async def make() -> None:
-        await _execute(addresses.postgres, f"CREATE DATABASE {name}")
-        await migrate.migrate(_database(addresses.postgres, name))
-
-    asyncio.run(make())
-    return name
+def parts(session: Session) -> Parts:
+    """Addresses of a real Kafka, Postgres and Redis."""
+    return session.parts()
 
 
 @pytest.fixture
-async def postgres_dsn(addresses: Addresses, template: str) -> AsyncIterator[str]:
-    """Return a migrated, empty database of one's own."""
-    name = f"test_{uuid.uuid4().hex[:10]}"
-    await _execute(addresses.postgres, f"CREATE DATABASE {name} TEMPLATE {template}")
-    yield _database(addresses.postgres, name)
-    await _execute(addresses.postgres, f"DROP DATABASE {name} WITH (FORCE)")
-
-
-@pytest.fixture
-def redis_url(addresses: Addresses) -> str:
-    """Return the cache; keys carry the test's topic prefix, so they do not meet."""
-    return addresses.redis
-
-
-def _database(dsn: str, name: str) -> str:
-    return urlsplit(dsn)._replace(path=f"/{name}").geturl()
-
-
-async def _execute(dsn: str, sql: str) -> None:
-    connection = await pool.connect(dsn)
+async def cluster(parts: Parts) -> AsyncIterator[Cluster]:
+    """A cluster whose topics, under a prefix of this test's own, exist and are empty; four partitions each."""
+    cluster = Cluster(parts.kafka, f"t{uuid.uuid4().hex[:8]}.", 4)
+    await admin.ensure_topics(cluster)
+    yield cluster
+    client = AIOKafkaAdminClient(bootstrap_servers=parts.kafka)
+    await client.start()
     try:
-        await connection.execute(sql)
+        await client.delete_topics([cluster.topic(topic) for topic in topics.ALL])
     finally:
-        await connection.close()
+        await client.close()
+
+
+@pytest.fixture
+async def database(session: Session, parts: Parts) -> AsyncIterator[str]:
+    """The DSN of a migrated, empty database of this test's own."""
+    dsn = await session.fresh_database()
+    yield dsn
+    await session.drop_database(dsn)
+
+
+@pytest.fixture
+async def redis_url(parts: Parts, request: pytest.FixtureRequest) -> AsyncIterator[str]:
+    """The URL of an empty Redis database of this worker's own (1 to 15)."""
+    worker = getattr(request.config, "workerinput", {}).get("workerid", "gw0")
+    number = 1 + int(worker.removeprefix("gw")) % 15
+    url = urlunsplit(urlsplit(parts.redis)._replace(path=f"/{number}"))
+    client = redis.asyncio.from_url(url)
+    await client.flushdb()
+    yield url
+    await client.flushdb()
+    await client.aclose()
