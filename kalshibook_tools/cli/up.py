@@ -45,7 +45,7 @@ class _Speed(click.ParamType[str]):
 @click.option("--gateway-port", type=click.IntRange(1, 65535), help="The API's port.  [default: as before, 8420, or a free one]")
 @click.option("--simulator-port", type=click.IntRange(1, 65535), help="The simulator's port.  [default: as before or a free one]")
 @click.option("--markets", type=click.IntRange(1), help="How many markets the simulator generates.")
-@click.option("--rate", type=click.IntRange(1), help="Their events a second, all together.")
+@click.option("--rate", type=_Speed(), help="Their frames a second, all together, or `max`.")
 @click.option("--seed", type=int, help="The seed they are generated from.")
 @click.option("--kafka", envvar="KB_KAFKA_BROKERS", help="Use this Kafka, HOST:PORT[,…]; else one is started.")
 @click.option("--postgres", envvar="KB_POSTGRES_DSN", help="Use this database, postgresql://…; else one is started.")
@@ -61,7 +61,7 @@ def up(
     gateway_port: int | None,
     simulator_port: int | None,
     markets: int | None,
-    rate: int | None,
+    rate: str | None,
     seed: int | None,
     kafka: str | None,
     postgres: str | None,

@@ -128,7 +128,7 @@ class Kept:
 
     def lag(self) -> int:
         """Return how many records it has yet to read, 0 where it reads none."""
-        return sum(int(value) for name, value in self.counters.items() if name.endswith("lag"))
+        return int(self.counters.get("lag_records", 0))
 
     def told(self) -> dict[str, Any]:
         """Return what the state file says of it."""

@@ -116,7 +116,8 @@ class Played:
                 still = now - moved_at
                 if status["done"] and not lag and still > _STILL_AFTER and await self._readable(client, reached):
                     break
-                if still > STUCK_AFTER:
+                # A recording has silences of its own; it is stuck where the exchange waits for us, or is done.
+                if status.get("error") or (still > STUCK_AFTER and (status["done"] or status.get("waiting"))):
                     raise SupervisorError(self._stuck(status, kept, late))
                 await asyncio.sleep(0.05)
         self.done = True
@@ -154,10 +155,12 @@ class Played:
         return True
 
     def _stuck(self, status: Mapping[str, Any], kept: Mapping[str, Kept], late: list[str]) -> str:
+        if status.get("error"):
+            return f"the simulator cannot play the recording: {status['error']}"
         lagging = [name for name in FLOW if name in kept and kept[name].lag()]
         stage = "ingest" if not status["done"] else (lagging or ["persister"])[0]
         log = self.options.home.log(stage)
-        waits = f"{len(late)} markets wait, {late[0]} among them" if late else "the simulator waits"
+        waits = f"{len(late)} markets are behind, {late[0]} among them" if late else f"the exchange waits for {status.get('waiting')}"
         return f"nothing moved for {STUCK_AFTER:g} s: {stage} is stuck ({waits}); its last line: {last_line(log)} (log: {log})"
 
 

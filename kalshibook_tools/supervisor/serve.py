@@ -206,7 +206,7 @@ class _Supervisor:
             if self.state != "starting":
                 with contextlib.suppress(*_DATABASE_AWAY):  # it is started again; the gaps known stay true
                     self.gaps, self.trade_gaps = await history.gaps()
-                now, counted = loop.time(), int(self._counter("ingest", "frames"))
+                now, counted = loop.time(), self._counter("ingest", "frames_total")
                 rate = max(0, counted - frames) / (now - before)
                 before, frames = now, counted
                 if self.recording is None or self.recording.done:
@@ -214,14 +214,15 @@ class _Supervisor:
             self.write(self.state)
             await asyncio.sleep(1)
 
-    def _counter(self, name: str, counter: str) -> float:
-        return self.kept[name].counters.get(counter, 0) if name in self.kept else 0
+    def _counter(self, name: str, *counters: str) -> int:
+        return sum(int(self.kept[name].counters.get(counter, 0)) for counter in counters) if name in self.kept else 0
 
     def _line(self, rate: float) -> str:
         lag = sum(kept.lag() for kept in self.kept.values())
         ill = [f"{kept.name} {kept.state}" for kept in self.kept.values() if kept.state != "running"]
-        events = self._counter("deduplicator", "events")
-        parts = [f"capturing {rate:,.0f} frames/s", f"{self._counter('ingest', 'frames'):,.0f} frames", f"{events:,.0f} events"]
+        frames = self._counter("ingest", "frames_total")
+        events = self._counter("deduplicator", "snapshots_total", "deltas_total", "trades_total")
+        parts = [f"capturing {rate:,.0f} frames/s", f"{frames:,} frames", f"{events:,} events"]
         return " · ".join([*parts, f"lag {lag:,}", f"{len(self.gaps):,} gaps", *ill])
 
     async def _greet(self, client: httpx.AsyncClient, history: History) -> None:

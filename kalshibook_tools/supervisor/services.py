@@ -35,7 +35,7 @@ class Options:
     exchange: str | None = None  # demo or prod: the real one; None: the simulator
     gateway_port: int | None = None  # None: the last run's, or the next free one
     simulator_port: int | None = None
-    generator: Mapping[str, int] = field(default_factory=dict)  # markets, rate, seed, where asked for
+    generator: Mapping[str, int | str] = field(default_factory=dict)  # markets, rate, seed, where asked for
     external: External = field(default_factory=External)
     env: Mapping[str, str] = field(default_factory=dict)  # the supervisor's own, handed on
 
