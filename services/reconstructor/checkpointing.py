@@ -4,11 +4,15 @@ A rebuild reads the partition's checkpoints and then its events from the greates
 checkpoints of a partition are written in order, by one fenced writer, to one partition: whoever reads one has all before it.
 """
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from kalshibook_core.wire.events import BookEvent, Checkpoint
 from services.reconstructor.live_book import LiveBook
+
+_SWEEP = 500
+"""Silent markets looked at in one call, so that a call stays short after a burst of new ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +45,7 @@ class PartitionBooks:
         # First offset and time of what no checkpoint covers yet, by ticker. A market enters at the end and leaves when it is
         # written down, so the first entry is always the lowest offset and the longest wait.
         self._uncovered: dict[str, tuple[int, int]] = {}
-        self._due: dict[str, None] = {}
+        self._ready: list[Checkpoint] = []
         for checkpoint in checkpoints:
             self.books[checkpoint.market_ticker] = LiveBook.restored(checkpoint)
             self.next_offset = max(self.next_offset, checkpoint.resume_offset)
@@ -68,33 +72,32 @@ class PartitionBooks:
         if not live.apply(event, offset):
             return None
         if self._policy.due(live):
-            self._due[ticker] = None
+            self._cover(live)
         return live
 
     def due(self, now_us: int) -> list[Checkpoint]:
-        """Return the checkpoints to write now, and count them as written: whoever cannot write them must drop these books.
+        """Return the checkpoints to write, oldest first, and forget them: whoever cannot write them must drop these books.
 
-        Besides those that moved far enough, the markets that have waited for the interval by the local clock: a market
-        that fell silent would hold back `resume_offset` for ever.
+        Among them the markets that have waited for the interval by the local clock: a market that fell silent would hold
+        back `resume_offset` for ever.
         """
-        for ticker, (_, since_us) in self._uncovered.items():
+        for ticker, (_, since_us) in list(itertools.islice(self._uncovered.items(), _SWEEP)):
             if now_us - since_us < self._policy.interval_us:
                 break
-            self._due[ticker] = None
-        return self._write(list(self._due))
+            self._cover(self.books[ticker])
+        ready, self._ready = self._ready, []
+        return ready
 
     def rest(self) -> list[Checkpoint]:
-        """Return checkpoints of every market that moved since its last one: what a drain writes."""
-        return self._write(list(self._uncovered))
+        """Return `due` and a checkpoint of every other market that moved since its last one: what a drain writes."""
+        for ticker in list(self._uncovered):
+            self._cover(self.books[ticker])
+        ready, self._ready = self._ready, []
+        return ready
 
-    def _write(self, tickers: list[str]) -> list[Checkpoint]:
-        written = []
-        for ticker in tickers:
-            live = self.books[ticker]
-            if live.corrupt:
-                continue
-            self._uncovered.pop(ticker, None)
-            written.append(live.checkpoint(self.resume_offset))
-            live.saved_version, live.saved_effective_us = live.version, live.effective_us
-        self._due.clear()
-        return written
+    def _cover(self, live: LiveBook) -> None:
+        if live.corrupt:
+            return
+        self._uncovered.pop(live.ticker, None)
+        self._ready.append(live.checkpoint(self.resume_offset))
+        live.saved_version, live.saved_effective_us = live.version, live.effective_us

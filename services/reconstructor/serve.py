@@ -1,0 +1,170 @@
+"""The whole process: fold the book topic, write checkpoints, show the latest books; start over where partitions were lost."""
+
+import asyncio
+from contextlib import AsyncExitStack
+from typing import Final
+
+import redis.asyncio
+import structlog
+
+from kalshibook_core.kafka import topics
+from kalshibook_core.kafka.consumer import Consumer, Record, TopicPartition
+from kalshibook_core.kafka.errors import Fenced
+from kalshibook_core.kafka.producer import Producer
+from kalshibook_core.kafka.reader import read_partition
+from kalshibook_core.runtime import clock, health, logs
+from kalshibook_core.wire import codec, events
+from services.reconstructor.checkpointing import PartitionBooks
+from services.reconstructor.counters import Counters
+from services.reconstructor.latest import Latest
+from services.reconstructor.live_book import Corruption
+from services.reconstructor.settings import Settings
+
+GROUP: Final = "kb-reconstructor"
+
+_POLL_RECORDS: Final = 2_000
+_WRITE_SECONDS: Final = 1.0  # how long a checkpoint waits for others of its partition, to share a transaction
+
+_log = structlog.get_logger()
+
+
+async def serve(settings: Settings, stop: asyncio.Event) -> None:
+    """Serve until `stop` is set, then write down every book that moved and show it."""
+    counters = Counters()
+    async with AsyncExitStack() as opened:
+        await opened.enter_async_context(
+            health.serve(
+                settings.health_port, lambda: counters.ready, counters.shown, service="reconstructor", host=settings.health_host
+            )
+        )
+        client = await opened.enter_async_context(redis.asyncio.from_url(settings.redis_url, socket_timeout=5))
+        latest = Latest(client, settings.cluster.prefix, counters)
+        folded = asyncio.Event()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(latest.show(folded), name="show")
+            while not stop.is_set():
+                try:
+                    await Membership(settings, latest, counters).fold(stop)
+                except Fenced as lost:
+                    counters.fenced += 1
+                    latest.forget()
+                    _log.warning("partitions_lost", why=str(lost), then="the books are dropped and the group joined again")
+            folded.set()
+
+
+class Membership:
+    """One membership in the group: the books of the partitions it was given, and a producer of its own for each."""
+
+    def __init__(self, settings: Settings, latest: Latest, counters: Counters) -> None:
+        self._settings = settings
+        self._cluster = settings.cluster
+        self._latest = latest
+        self._counters = counters
+        self._books: dict[TopicPartition, PartitionBooks] = {}
+        self._behind: dict[TopicPartition, int] = {}  # where a partition ended when it was assigned, until that is reached
+        self._producers: dict[TopicPartition, Producer] = {}
+        self._opened = AsyncExitStack()
+        self._written_at = clock.monotonic()
+
+    async def fold(self, stop: asyncio.Event) -> None:
+        """Read until `stop` is set. Raises Fenced when another process has taken a partition over."""
+        consumer = Consumer(self._cluster, [topics.BOOK], GROUP, on_assigned=self._assigned, on_revoked=self._revoked)
+        async with self._opened, consumer:
+            self._consumer = consumer
+            while not stop.is_set():
+                for partition, records in (await consumer.poll(_POLL_RECORDS, timeout_ms=200)).items():
+                    self._apply(partition, records)
+                for partition in list(self._behind):
+                    await self._catch_up(partition)
+                if clock.monotonic() - self._written_at >= _WRITE_SECONDS:
+                    await self._write()
+                    self._count()
+                await asyncio.sleep(0)  # a poll that finds records waiting does not yield, and `show` wants its turn
+            await self._write(rest=True)
+
+    def _apply(self, partition: TopicPartition, records: list[Record]) -> None:
+        books, now_us, counters = self._books[partition], clock.now_us(), self._counters
+        show = None if partition in self._behind else self._latest.changed
+        for record in records:
+            try:
+                event = codec.decode(record.value)
+                if not isinstance(event, events.BookEvent):
+                    raise codec.Undecodable(f"{type(event).__name__} is no book event")
+                live = books.apply(event, record.offset, now_us)
+            except Corruption as error:
+                _log.error("corrupt_book", why=str(error), partition=partition.partition, then="not shown until it is repaired")
+                self._latest.changed(books.books[event.market_ticker])
+                continue
+            except codec.Undecodable as error:
+                counters.unreadable += 1
+                if logs.once_a_minute("unreadable"):
+                    _log.error("unreadable_record", why=str(error), partition=partition.partition, offset=record.offset)
+                continue
+            if live is None:
+                counters.repeated += 1
+                continue
+            counters.events += 1
+            if show is not None:
+                show(live)
+
+    async def _catch_up(self, partition: TopicPartition) -> None:
+        # Until a partition is folded to its end its books are older than what Redis may hold, so none is shown.
+        if await self._consumer.position(partition) >= self._behind[partition]:
+            del self._behind[partition]
+            for live in self._books[partition].books.values():
+                self._latest.changed(live)
+            self._counters.ready = not self._behind
+            self._count()
+
+    async def _write(self, rest: bool = False) -> None:
+        """Write the checkpoints that are due (with `rest`: of all that moved), a transaction a partition.
+
+        1. Checkpoints are added to the transaction. A crash leaves none: the next owner folds from the checkpoints before.
+        2. The group's offset moves to where a fold must begin, in the same transaction. It is for whoever watches the lag; a
+           restore goes by the `resume_offset` of the checkpoints.
+        3. Commit. A crash after it leaves both, and the next owner begins behind them. A crash before leaves neither.
+        """
+        now_us = clock.now_us()
+        self._written_at = clock.monotonic()
+        for partition, books in self._books.items():
+            checkpoints = books.rest() if rest else books.due(now_us)
+            if not checkpoints:
+                continue
+            producer = self._producers[partition]
+            async with producer.transaction():
+                for checkpoint in checkpoints:
+                    producer.add(topics.CHECKPOINTS, checkpoint.market_ticker.encode(), codec.encode(checkpoint))
+                await producer.commit_offsets({partition: books.resume_offset}, self._cluster.group(GROUP))
+            self._counters.checkpoints += len(checkpoints)
+
+    async def _assigned(self, ours: set[TopicPartition]) -> dict[TopicPartition, int]:
+        self._counters.ready = False
+        for partition in sorted(ours):
+            # The producer first: it fences whoever wrote this partition before and ends what he had begun.
+            name = self._cluster.group(f"{GROUP}-{partition.partition}")
+            self._producers[partition] = await self._opened.enter_async_context(Producer(self._cluster, name))
+            self._books[partition] = PartitionBooks(await self._checkpoints(partition.partition), self._settings.policy)
+        self._behind = await self._consumer.end_offsets(ours)
+        _log.info("assigned", partitions=len(ours), markets=sum(len(books.books) for books in self._books.values()))
+        return {partition: self._books[partition].next_offset for partition in ours}
+
+    async def _checkpoints(self, partition: int) -> list[events.Checkpoint]:
+        found = []
+        async for record in read_partition(self._cluster, topics.CHECKPOINTS, partition):
+            if record.value is not None:
+                found.append(codec.decode(record.value))
+        return found
+
+    async def _revoked(self, _: set[TopicPartition]) -> None:
+        # What is not written down the next owner folds from the topic; writing it now would only delay the hand-over.
+        self._books.clear()
+        self._behind.clear()
+        self._producers.clear()
+        self._latest.forget()
+        await self._opened.aclose()
+
+    def _count(self) -> None:
+        counters, consumer = self._counters, self._consumer
+        counters.markets = sum(len(books.books) for books in self._books.values())
+        counters.corrupt = sum(len(books.corrupt) for books in self._books.values())
+        counters.lag_records = sum(consumer.lag().values())
