@@ -1,0 +1,523 @@
+"""One life of one connection to the exchange, without I/O: what arrived, in which order, and what to say in answer.
+
+Feed it every frame (`receive_frame`), the passing of time (`due`) and its end (`connection_lost`); say what is wanted
+(`subscribe`, `unsubscribe`). After each call, take what it wants published (`records_to_publish`), sent (`commands_to_send`)
+and known (`lifecycle_received`, `troubles_seen`), and look at `failed`: a cause there means that the connection must be given up.
+
+It promises: every frame becomes exactly one record, in order of receipt, its bytes untouched. A sid's `seq` is contiguous over
+all its markets (seen on the wire; `ok`, `unsubscribed` and errors consume one), so a hole in it may be any market's: every
+market of the sid gets a BREAK record before the frame that showed the hole, and none gets one otherwise. Nothing fed to it
+raises.
+
+What heals a market whose book cannot be trusted, in order: `get_snapshot`, a second time, subscribing it anew, reconnecting.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Generic, TypeVar
+
+from kalshibook_core.kalshi import commands, messages
+from kalshibook_core.kalshi.messages import Envelope, Lifecycle, MalformedFrame, Snapshot, UnparsableFrame
+
+FRAME: Final = "FRAME"
+STALE: Final = "STALE"
+BREAK: Final = "BREAK"
+RESUME: Final = "RESUME"
+
+SEQUENCE_GAP: Final = "upstream_sequence_gap"
+SUBSCRIPTION_ERROR: Final = "terminal_subscription_error"
+
+BOOK: Final = "orderbook_delta"
+TRADES: Final = "trade"
+TICKERS: Final = "ticker"
+LIFECYCLE: Final = "market_lifecycle_v2"
+MARKET_CHANNELS: Final = (BOOK, TRADES, TICKERS)
+
+TERMINAL_ERRORS: Final = frozenset({10, 17, 25})
+"""Channel error, internal error, buffer overflow: the subscription is dead (Kalshi docs, "Error codes")."""
+
+BATCH: Final = 500
+"""Tickers in one command. The exchange publishes no limit; 60 were seen to work, others shard at 256 and more."""
+
+REPLY_US: Final = 15_000_000
+"""How long an answer may take: the greatest lag seen on the wire is 10 s."""
+
+ASK_AGAIN_US: Final = 5_000_000
+"""After which a snapshot is asked for a second time: its reply may have been lost with the frames before it."""
+
+GIVEN_UP_US: Final = 300_000_000
+STALE_RUN: Final = 64
+"""So many stale frames with none in order between them: the sid's seq has been set back, or a bad one was believed."""
+
+Record = TypeVar("Record")
+
+
+@dataclass(slots=True)
+class _Wait:
+    """A market of which a snapshot is due."""
+
+    due_us: int
+    asked: int = 0  # get_snapshot commands sent for it since it was last known
+    held: bool = True  # its book was known on this connection before
+
+
+@dataclass(slots=True)
+class _Subscription:
+    """One sid. `markets` holds each market's levels (by 2 * price + side), None while its book is unknown."""
+
+    channel: str
+    sid: int
+    markets: dict[str, dict[int, int] | None]
+    seq: int = 0
+    newest_us: int = 0  # the greatest exchange timestamp received in order
+    stale_run: int = 0
+    waiting: dict[str, _Wait] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Pending:
+    """A command that was not answered yet."""
+
+    action: str
+    tickers: Sequence[str]
+    due_us: int
+    channels: set[str]  # those of which no `subscribed` came; of an update, its one channel
+    tries: int = 1
+
+
+class Session(Generic[Record]):
+    """One generation of one connection.
+
+    `record` makes what is published out of the fields of kalshi.raw.v1 in their order. `skew_us` is the exchange's clock minus
+    the local one, as the handshake's Date showed it. `counts` is the caller's, and outlives the session.
+    """
+
+    def __init__(
+        self,
+        record: Callable[..., Record],
+        gatherer: str,
+        connection: int,
+        generation: int,
+        *,
+        skew_us: int,
+        counts: Counter[str],
+    ) -> None:
+        """Make a session that has received nothing and wants nothing."""
+        self.failed: str | None = None
+        self.missed_lifecycle = False  # lifecycle frames were lost: whoever keeps the markets should look them up
+        self._record = record
+        self._gatherer, self._connection, self._generation = gatherer, connection, generation
+        self._nobody = f"@{gatherer}"
+        self._skew_us = skew_us
+        self._newest_us = 0  # the greatest exchange timestamp of the connection
+        self._counts = counts
+        self._records: list[Record] = []
+        self._commands: list[bytes] = []
+        self._lifecycle: list[Lifecycle] = []
+        self._troubles: list[tuple[str, str]] = []
+        self._next_id = 1
+        self._pending: dict[int, _Pending] = {}
+        self._by_sid: dict[int, _Subscription] = {}
+        self._by_channel: dict[str, _Subscription] = {}
+        self._wanted: dict[str, int | None] = {}  # ticker -> least skew for its first snapshot
+        self._queued: dict[str, dict[str, None]] = {channel: {} for channel in MARKET_CHANNELS}
+
+    # What the caller takes away.
+
+    def records_to_publish(self) -> list[Record]:
+        """Return the records made since the last call; publish them in this order."""
+        out, self._records = self._records, []
+        return out
+
+    def commands_to_send(self) -> list[bytes]:
+        """Return the texts to send, in this order."""
+        out, self._commands = self._commands, []
+        return out
+
+    def lifecycle_received(self) -> list[Lifecycle]:
+        """Return the lifecycle messages received since the last call."""
+        out, self._lifecycle = self._lifecycle, []
+        return out
+
+    def troubles_seen(self) -> list[tuple[str, str]]:
+        """Return (kind, why) of what was wrong with frames since the last call, for the log; all of it is counted already."""
+        out, self._troubles = self._troubles, []
+        return out
+
+    @property
+    def settled(self) -> bool:
+        """True when every command was answered and every wanted market is subscribed."""
+        return not any(self._queued.values()) and all(p.action == commands.GET_SNAPSHOT for p in self._pending.values())
+
+    @property
+    def markets(self) -> int:
+        """How many markets are wanted of this connection."""
+        return len(self._wanted)
+
+    # What the caller wants.
+
+    def subscribe_lifecycle(self, now_us: int) -> None:
+        """Subscribe to the changes of all markets' definitions."""
+        self._send_subscribe((LIFECYCLE,), (), now_us)
+
+    def subscribe(self, tickers: Mapping[str, int | None], now_us: int) -> None:
+        """Want these markets' books, trades and tickers, each with the least skew that its first snapshot is to be told with.
+
+        That is the exchange's clock minus the local one as the REST answer that made the market known showed it, None where
+        none did: the handshake may be long ago, and a book must not be claimed for an instant before it was known.
+        """
+        for ticker, skew_us in tickers.items():
+            if ticker not in self._wanted:
+                for queue in self._queued.values():
+                    queue[ticker] = None
+            self._wanted[ticker] = skew_us
+        self._advance(now_us)
+
+    def unsubscribe(self, tickers: Iterable[str], now_us: int) -> None:
+        """Want these markets no longer: a planned end, so none of them gets a BREAK once the exchange has said ok."""
+        gone = [ticker for ticker in tickers if self._wanted.pop(ticker, _ABSENT) is not _ABSENT]
+        for queue in self._queued.values():
+            for ticker in gone:
+                queue.pop(ticker, None)
+        for subscription in self._by_channel.values():
+            self._update(subscription, commands.DELETE, [t for t in gone if t in subscription.markets], now_us)
+
+    # What happens.
+
+    def receive_frame(self, frame: bytes, now_us: int) -> None:
+        """Take one frame, as received at the local time `now_us`."""
+        clock_us = now_us + self._skew_us
+        try:
+            message = messages.envelope(frame)
+        except MalformedFrame as error:
+            self._trouble("malformed", str(error))
+            message = _NO_MESSAGE
+        kind, sid, seq, ticker, _, exchange_us, _ = message
+        self._newest_us = max(self._newest_us, exchange_us)
+        clock_us = max(clock_us, self._newest_us)
+        subscription = self._by_sid.get(sid) or self._meet(message, now_us, clock_us)
+        order = FRAME
+        if subscription is None:
+            channel = messages.CHANNEL_OF_TYPE.get(kind, "")
+            if channel in (BOOK, TRADES):
+                # Of a sid we do not follow (one that was ended, or one whose beginning we missed) no loss could be seen.
+                order = STALE
+                self._trouble("unannounced", f"a {kind} of sid {sid}")
+        else:
+            channel = subscription.channel
+            if seq == subscription.seq + 1:
+                subscription.seq = seq
+                subscription.stale_run = 0
+            elif seq > subscription.seq:
+                self._hole(subscription, seq, exchange_us or clock_us, now_us)
+            elif seq >= 0:
+                order = STALE
+                self._stale(subscription)
+            if order is FRAME and exchange_us > subscription.newest_us:
+                subscription.newest_us = exchange_us
+            if kind == messages.SNAPSHOT and order is FRAME and ticker in subscription.waiting:
+                clock_us = self._first_known(subscription, ticker, now_us, clock_us)
+        self._records.append(
+            self._record(
+                order, self._gatherer, self._connection, self._generation, channel, sid, seq, False, ticker or self._nobody,
+                now_us, clock_us, "", frame,
+            )
+        )  # fmt: skip
+        if order is FRAME:
+            if kind in _BOOK_TYPES:
+                self._book(subscription, message, now_us)
+            elif kind not in _NO_CONTENT:
+                self._control(subscription, message, now_us, clock_us)
+
+    def connection_lost(self, cause: str, now_us: int) -> None:
+        """The connection ended, or is about to be ended: break every market held. The session is over."""
+        for subscription in self._by_sid.values():
+            self._break(subscription, cause, now_us)
+        self._by_sid.clear()
+        self._by_channel.clear()
+
+    def due(self, now_us: int) -> None:
+        """Do what time asks for: commands that were not answered, snapshots that did not come. Call it every second or so."""
+        for command_id, pending in [item for item in self._pending.items() if item[1].due_us <= now_us]:
+            del self._pending[command_id]
+            subscription = next((self._by_channel[c] for c in pending.channels if c in self._by_channel), None)
+            if pending.action == commands.GET_SNAPSHOT:
+                continue  # its markets are still waiting, each with its own time
+            if subscription is None or pending.tries > 1:
+                self._fail(SUBSCRIPTION_ERROR, f"no answer to {pending.action}")
+            else:
+                self._update(subscription, pending.action, pending.tickers, now_us, pending.tries + 1)
+        for subscription in list(self._by_sid.values()):
+            self._heal(subscription, now_us)
+
+    # Order.
+
+    def _hole(self, subscription: _Subscription, seq: int, resumed_us: int, now_us: int) -> None:
+        """Frames between the last and this one are missing, and could have been of any market of the sid."""
+        self._trouble("sequence_gap", f"{subscription.channel} sid {subscription.sid}: {seq} after {subscription.seq}")
+        self._break(subscription, SEQUENCE_GAP, now_us)
+        subscription.seq = seq
+        subscription.stale_run = 0
+        if subscription.channel == BOOK:
+            waiting = subscription.waiting
+            self._ask(subscription, [t for t in subscription.markets if t not in waiting or not waiting[t].asked], now_us)
+        elif subscription.channel == TRADES:
+            # The stream of trades needs no snapshot: it can be vouched for again from this frame on.
+            self._note(RESUME, subscription, subscription.markets, resumed_us, now_us)
+        elif subscription.channel == LIFECYCLE:
+            self.missed_lifecycle = True
+
+    def _break(self, subscription: _Subscription, cause: str, now_us: int) -> None:
+        if subscription.channel in (BOOK, TRADES):
+            self._counts["breaks"] += len(subscription.markets)
+            self._note(BREAK, subscription, subscription.markets, subscription.newest_us, now_us, detail=cause)
+        if subscription.channel == BOOK:
+            subscription.markets = dict.fromkeys(subscription.markets)
+
+    def _note(
+        self, kind: str, subscription: _Subscription, tickers: Iterable[str], clock_us: int, now_us: int, *, detail: str = ""
+    ) -> None:
+        life = (self._gatherer, self._connection, self._generation)
+        where = (subscription.channel, subscription.sid, subscription.seq, False)
+        self._records.extend(self._record(kind, *life, *where, ticker, now_us, clock_us, detail, b"") for ticker in tickers)
+
+    def _stale(self, subscription: _Subscription) -> None:
+        self._trouble("stale", f"{subscription.channel} sid {subscription.sid}: a seq at or before {subscription.seq}")
+        subscription.stale_run += 1
+        if subscription.stale_run == STALE_RUN:
+            self._fail(SEQUENCE_GAP, f"{STALE_RUN} stale frames in a row")
+
+    def _meet(self, message: Envelope, now_us: int, clock_us: int) -> _Subscription | None:
+        """A sid nobody announced, at its very beginning: the `subscribed` was lost, but the type tells the channel as well."""
+        channel = messages.CHANNEL_OF_TYPE.get(message.type)
+        if message.sid < 0 or channel is None or message.seq not in (-1, 1):
+            return None
+        if not any(p.action == _SUBSCRIBE and channel in p.channels for p in self._pending.values()):
+            return None
+        return self._bind(channel, message.sid, now_us, clock_us)
+
+    # Content.
+
+    def _book(self, subscription: _Subscription | None, message: Envelope, now_us: int) -> None:
+        """Look at a book frame's content only to know whether the market needs a snapshot; its record is made already."""
+        ticker = message.market_ticker
+        known = subscription is not None and ticker in subscription.markets
+        try:
+            content = messages.parse_book(message, False)
+        except UnparsableFrame as error:
+            self._trouble("unparsable", str(error))
+        else:
+            if subscription is None or not known:
+                return
+            if type(content) is Snapshot:
+                levels = {2 * price + messages.NO: size for price, size in content.no}
+                levels.update((2 * price + messages.YES, size) for price, size in content.yes)
+                subscription.markets[ticker] = levels
+                subscription.waiting.pop(ticker, None)
+                return
+            book = subscription.markets[ticker]
+            if book is None:
+                return
+            side, price, change, _ = content  # type: ignore[misc]  # not a Snapshot, so a Delta
+            size = book.get(2 * price + side, 0) + change
+            if size > 0:
+                book[2 * price + side] = size
+                return
+            if size == 0:
+                book.pop(2 * price + side, None)
+                return
+            self._trouble("negative_level", f"{ticker}: a level would hold {size}")
+        if subscription is not None and known:
+            subscription.markets[ticker] = None
+            if ticker not in subscription.waiting:
+                self._ask(subscription, [ticker], now_us)
+
+    def _control(self, subscription: _Subscription | None, message: Envelope, now_us: int, clock_us: int) -> None:
+        kind, msg = message.type, message.msg
+        if kind in messages.LIFECYCLE_TYPES:
+            try:
+                self._lifecycle.append(messages.parse_lifecycle(message))
+            except UnparsableFrame as error:
+                self._trouble("unparsable", str(error))
+        elif kind == "subscribed":
+            channel, sid = (msg.get("channel"), msg.get("sid")) if type(msg) is dict else (None, None)
+            if type(channel) is not str or type(sid) is not int or not 0 <= sid < 2**31:
+                self._trouble("unparsable", "subscribed: no channel and sid")
+            else:
+                self._bind(channel, sid, now_us, clock_us)
+        elif kind == "ok":
+            pending = self._pending.pop(message.id, None)
+            if pending is not None:
+                self._done(pending, now_us, clock_us)
+        elif kind == "error":
+            self._error(subscription, message, now_us)
+        elif kind != "unsubscribed":
+            self._trouble("unknown_type", f"a message of type {kind[:40]!r}")
+
+    # Commands and their answers.
+
+    def _bind(self, channel: str, sid: int, now_us: int, clock_us: int) -> _Subscription | None:
+        """A subscribe command of ours was answered for `channel` by `sid`, whose seq now starts at 1."""
+        command = next((i for i, p in self._pending.items() if p.action == _SUBSCRIBE and channel in p.channels), None)
+        if command is None:
+            if sid not in self._by_sid:
+                self._fail(SUBSCRIPTION_ERROR, f"{channel} was announced as sid {sid}, and nothing asked for it")
+            return self._by_sid.get(sid)
+        pending = self._pending[command]
+        pending.channels.discard(channel)
+        if not pending.channels:
+            del self._pending[command]
+        subscription = _Subscription(channel, sid, dict.fromkeys(pending.tickers))
+        self._by_sid[sid] = self._by_channel[channel] = subscription
+        self._joined(subscription, pending.tickers, now_us, clock_us)
+        if channel == BOOK:
+            subscription.waiting = {ticker: _Wait(now_us + REPLY_US, held=False) for ticker in pending.tickers}
+        self._update(subscription, commands.DELETE, [t for t in pending.tickers if t not in self._wanted], now_us)
+        self._advance(now_us)
+        return subscription
+
+    def _advance(self, now_us: int) -> None:
+        """Subscribe what is queued: by a new subscription where the channel has none, else by adding to it."""
+        starts: dict[tuple[str, ...], list[str]] = {}
+        for channel, queue in self._queued.items():
+            if not queue or any(p.action == _SUBSCRIBE and channel in p.channels for p in self._pending.values()):
+                continue
+            subscription = self._by_channel.get(channel)
+            if subscription is None:
+                first = tuple(queue)[:BATCH]
+                starts.setdefault(first, []).append(channel)
+                for ticker in first:
+                    del queue[ticker]
+            else:
+                self._update(subscription, commands.ADD, list(queue), now_us)
+                queue.clear()
+        for tickers, channels in starts.items():
+            self._send_subscribe(channels, tickers, now_us)
+
+    def _send_subscribe(self, channels: Sequence[str], tickers: Sequence[str], now_us: int) -> None:
+        self._commands.append(commands.subscribe(self._next_id, channels, tickers))
+        self._pending[self._next_id] = _Pending(_SUBSCRIBE, tickers, now_us + REPLY_US, set(channels))
+        self._next_id += 1
+
+    def _update(self, subscription: _Subscription, action: str, tickers: Sequence[str], now_us: int, tries: int = 1) -> None:
+        for start in range(0, len(tickers), BATCH):
+            batch = tickers[start : start + BATCH]
+            self._commands.append(commands.update(self._next_id, subscription.sid, action, batch))
+            self._pending[self._next_id] = _Pending(action, batch, now_us + REPLY_US, {subscription.channel}, tries)
+            self._next_id += 1
+        if action == commands.ADD:
+            # Held from here on and not from the `ok`: should the sid lose a frame meanwhile, it may have been this market's.
+            for ticker in tickers:
+                subscription.markets.setdefault(ticker, None)
+                if subscription.channel == BOOK and ticker not in subscription.waiting:
+                    subscription.waiting[ticker] = _Wait(now_us + REPLY_US, held=False)
+
+    def _ask(self, subscription: _Subscription, tickers: Sequence[str], now_us: int) -> None:
+        for ticker in tickers:
+            wait = subscription.waiting.setdefault(ticker, _Wait(0))
+            wait.asked += 1
+            wait.due_us = now_us + (REPLY_US if wait.asked > 1 else ASK_AGAIN_US)
+        self._counts["snapshots_requested"] += len(tickers)
+        self._update(subscription, commands.GET_SNAPSHOT, tickers, now_us)
+
+    def _done(self, pending: _Pending, now_us: int, clock_us: int) -> None:
+        for channel in pending.channels:
+            subscription = self._by_channel.get(channel)
+            if subscription is None:
+                continue
+            if pending.action == commands.ADD:
+                self._joined(subscription, pending.tickers, now_us, clock_us)
+            elif pending.action == commands.DELETE:
+                for ticker in pending.tickers:
+                    if ticker not in self._wanted:
+                        subscription.markets.pop(ticker, None)
+                        subscription.waiting.pop(ticker, None)
+
+    def _joined(self, subscription: _Subscription, tickers: Iterable[str], now_us: int, clock_us: int) -> None:
+        if subscription.channel == TRADES:
+            self._note(RESUME, subscription, tickers, clock_us, now_us)
+
+    def _error(self, subscription: _Subscription | None, message: Envelope, now_us: int) -> None:
+        msg = message.msg if type(message.msg) is dict else {}
+        code = msg.get("code")
+        why = f"error {code}: {str(msg.get('msg', ''))[:100]}"
+        self._trouble("error", why)
+        if type(code) is int and code in TERMINAL_ERRORS:
+            if subscription is None or subscription.channel not in MARKET_CHANNELS:
+                self._fail(SUBSCRIPTION_ERROR, why)  # whatever died, a new connection has it again
+            else:
+                self._renew(subscription, now_us)
+            return
+        pending = self._pending.pop(message.id, None)
+        if pending is None:
+            return
+        named = [message.market_ticker] if message.market_ticker else msg.get("market_tickers")
+        refused = {t for t in named if type(t) is str} if type(named) is list else set()
+        if pending.action in (commands.GET_SNAPSHOT, commands.DELETE):
+            return  # due() asks again for what is still waiting; what cannot be deleted is not there
+        if not refused:
+            # Not about a market: let due() come to it a second later, and give the connection up if that fails as well.
+            pending.due_us = now_us + 1_000_000
+            self._pending[message.id] = pending
+            return
+        self._counts["refused_markets"] += len(refused)
+        for ticker in refused:
+            self._wanted.pop(ticker, None)
+            for held in self._by_channel.values():
+                held.markets.pop(ticker, None)
+                held.waiting.pop(ticker, None)
+            for queue in self._queued.values():
+                queue.pop(ticker, None)
+        for channel in pending.channels & self._queued.keys():
+            self._queued[channel].update(dict.fromkeys(t for t in pending.tickers if t not in refused))
+        self._advance(now_us)
+
+    def _renew(self, subscription: _Subscription, now_us: int) -> None:
+        """The exchange ended a subscription (terminal error): break its markets and subscribe them anew, under a new sid."""
+        self._break(subscription, SUBSCRIPTION_ERROR, now_us)
+        del self._by_sid[subscription.sid], self._by_channel[subscription.channel]
+        moot = [i for i, p in self._pending.items() if p.action != _SUBSCRIBE and subscription.channel in p.channels]
+        for command_id in moot:
+            del self._pending[command_id]
+        self._queued[subscription.channel].update(dict.fromkeys(t for t in subscription.markets if t in self._wanted))
+        self._advance(now_us)
+
+    def _heal(self, subscription: _Subscription, now_us: int) -> None:
+        late = {t: w for t, w in subscription.waiting.items() if w.due_us <= now_us}
+        if not late:
+            return
+        self._ask(subscription, [t for t, w in late.items() if w.asked < 2], now_us)
+        stuck = [t for t, w in late.items() if w.due_us <= now_us]
+        anew = [t for t in stuck if late[t].asked == 2]
+        for ticker in anew:
+            late[ticker].asked, late[ticker].due_us = 3, now_us + REPLY_US
+        self._update(subscription, commands.DELETE, anew, now_us)
+        self._update(subscription, commands.ADD, anew, now_us)
+        for ticker in stuck:
+            if late[ticker].due_us > now_us:
+                continue
+            if late[ticker].held:
+                self._fail(SEQUENCE_GAP, f"no snapshot of {ticker} came")
+            else:  # a market that never was: no reason to disturb the others
+                late[ticker].asked, late[ticker].due_us = 0, now_us + GIVEN_UP_US
+                self._trouble("unanswered", f"no snapshot of {ticker} came")
+
+    def _first_known(self, subscription: _Subscription, ticker: str, now_us: int, clock_us: int) -> int:
+        skew_us = None if subscription.waiting[ticker].held else self._wanted.get(ticker)
+        return clock_us if skew_us is None else max(clock_us, now_us + skew_us)
+
+    def _trouble(self, kind: str, why: str) -> None:
+        self._counts[kind] += 1
+        self._troubles.append((kind, why))
+
+    def _fail(self, cause: str, why: str) -> None:
+        self._trouble("failed", why)
+        self.failed = self.failed or cause
+
+
+_SUBSCRIBE: Final = "subscribe"
+_ABSENT: Final = object()
+_NO_MESSAGE: Final = Envelope("", -1, -1, "", 0, 0, {})
+_BOOK_TYPES: Final = frozenset({messages.DELTA, messages.SNAPSHOT})
+_NO_CONTENT: Final = frozenset({"", messages.TRADE, messages.TICKER})
