@@ -1,0 +1,58 @@
+"""What a service is told: where everything is, and of the exchange an address and a key only."""
+
+import json
+from pathlib import Path
+
+from kalshibook_tools.stack import Addresses
+from kalshibook_tools.supervisor import services
+from kalshibook_tools.supervisor.home import FLOW, Home
+from kalshibook_tools.supervisor.screen import queries, table
+from kalshibook_tools.supervisor.services import Options
+
+ADDRESSES = Addresses("k:1", "postgresql://p/1", "redis://r:1/0")
+INFO = {"ws_url": "ws://s/ws", "rest_url": "http://s/v2", "key_id": "id", "private_key_path": "/key.pem"}
+
+
+def test_every_service_knows_where_everything_is(tmp_path: Path) -> None:
+    (tmp_path / "simulator.json").write_text(json.dumps(INFO))
+    options = Options(Home(tmp_path), env={"KB_LOG_LEVEL": "debug", "KB_HEALTH_PORT": "1"})
+    for name in FLOW[:-1]:
+        program = services.service(options, ADDRESSES, name, 4711)
+        assert program.env is not None
+        assert program.env["KB_KAFKA_BROKERS"] == "k:1"
+        assert program.env["KB_LOG_LEVEL"] == "debug"
+        assert program.env["KB_HEALTH_PORT"] == "4711"
+        assert ("KB_KALSHI_WS_URL" in program.env) == (name == "ingest")
+        assert program.command[-1] == f"services.{name}"
+
+
+def test_the_real_exchange_differs_by_address_and_key_only(tmp_path: Path) -> None:
+    (tmp_path / "simulator.json").write_text(json.dumps(INFO))
+    mine = {"KALSHI_API_KEY_ID": "mine", "KALSHI_PRIVATE_KEY_PATH": "/mine.pem"}
+    simulated = services.environment(Options(Home(tmp_path)), ADDRESSES, "ingest", 1)
+    real = services.environment(Options(Home(tmp_path), exchange="prod", env=mine), ADDRESSES, "ingest", 1)
+    differ = {name for name in simulated.keys() | real.keys() if simulated.get(name) != real.get(name)}
+    addresses = {"KB_KALSHI_WS_URL", "KB_KALSHI_REST_URL", "KB_KALSHI_ENV"}
+    assert differ == addresses | mine.keys()
+    assert real["KALSHI_API_KEY_ID"] == "mine"
+
+
+def test_the_simulator_plays_what_was_asked_for(tmp_path: Path) -> None:
+    options = Options(Home(tmp_path), recordings=(Path("/a"), Path("/b")), speed="max", generator={"seed": 3})
+    command = [str(word) for word in services.simulator(options, 99).command]
+    assert [command[i + 1] for i, word in enumerate(command) if word == "--recording"] == ["/a", "/b"]
+    assert command[command.index("--speed") + 1] == "max"
+    assert command[command.index("--seed") + 1] == "3"
+
+
+def test_queries_are_three_and_quoted_for_a_shell() -> None:
+    for lively in (None, ("KXA-1.5", "2025-11-03T00:00:00.000001Z")):
+        lines = queries("http://h:1", "kb_demo_x", lively)
+        assert len(lines) == 3
+        assert all(line.startswith("curl -H 'X-API-Key: kb_demo_x' 'http://h:1/") for line in lines)
+    assert lines[2].endswith("/v1/orderbook/KXA-1.5?at=2025-11-03T00:00:00.000001Z'")
+
+
+def test_tables_are_aligned() -> None:
+    assert table([("a", "bcd", "e"), ("ab", "c", "")]) == "  a   bcd  e\n  ab  c"
+    assert table([]) == ""
