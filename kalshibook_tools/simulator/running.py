@@ -1,0 +1,117 @@
+"""A running simulator: what it is told (Config), what it offers (Running), and how its parts are put together (serve)."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from kalshibook_core.runtime import clock
+from kalshibook_tools.simulator import faults, keys, recording
+from kalshibook_tools.simulator.exchange import Exchange
+from kalshibook_tools.simulator.flow import Flow
+from kalshibook_tools.simulator.playback import Playback, RecordingClock
+from kalshibook_tools.simulator.server import WS_PATH, Server
+from kalshibook_tools.simulator.trading import trade
+
+TRUTH_EVENTS = 500_000
+"""True events kept of all generated markets together, about 100 MB; a recording's are all kept up to this many a market."""
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What to simulate. `speed` and `rate` None: as fast as the sockets take it. Seconds, frames a second."""
+
+    key_dir: Path
+    recordings: tuple[Path, ...] = ()
+    speed: float | None = 1.0
+    gatherers: int = 1
+    markets: int = 200
+    rate: float | None = 200.0
+    seed: int = 1
+    duration: float | None = None
+    window: float = 900.0  # seconds between open and close of the short-lived generated markets
+    host: str = "127.0.0.1"
+    port: int = 0
+
+
+class Running:
+    """A simulator that listens."""
+
+    def __init__(self, config: Config, server: Server) -> None:
+        self._server = server
+        self._host = config.host
+        self.exchange = server.exchange
+        self.key_id = server.key.key_id
+        self.private_key_path = server.key.private_key_path
+
+    @property
+    def port(self) -> int:
+        """The port it listens on."""
+        return self._server.port
+
+    @property
+    def ws_url(self) -> str:
+        """Where a client opens its websocket."""
+        return f"ws://{self._host}:{self.port}{WS_PATH}"
+
+    @property
+    def rest_url(self) -> str:
+        """The REST API's address, version included."""
+        return f"http://{self._host}:{self.port}/trade-api/v2"
+
+    @property
+    def control_url(self) -> str:
+        """Where /simulator/status, truth and faults are."""
+        return f"http://{self._host}:{self.port}/simulator"
+
+    def truth(self, ticker: str) -> list[dict[str, Any]]:
+        """Return what was true of a market, in order: rows as GET /simulator/truth/{ticker} gives them."""
+        return [event.row() for event in self.exchange.markets[ticker].truth]
+
+    def inject(self, **fault: Any) -> None:
+        """Let a fault happen, fields as in POST /simulator/faults. UnknownFault says what is wrong with it."""
+        self._server.inject(faults.parse(fault))
+
+    def pause(self, paused: bool = True) -> None:
+        """Stop or continue trading."""
+        self._server.pause(paused)
+
+
+@asynccontextmanager
+async def serve(config: Config) -> AsyncIterator[Running]:
+    """Listen and play while the context lasts. UnreadableRecording before anything listens, OSError where the port is taken."""
+    played = recording.scan(config.recordings) if config.recordings else None
+    key = keys.open_key(config.key_dir)
+    if played is not None:
+        play_clock = RecordingClock(played.first_ms, config.speed)
+        exchange = Exchange(clock_us=play_clock.now_us, source="recording", truth_limit=TRUTH_EVENTS)
+        server = Server(exchange, key)
+        work = Playback(played, server, play_clock, config.speed, config.gatherers).run()
+    else:
+        limit = max(1_000, TRUTH_EVENTS // max(1, config.markets))
+        exchange = Exchange(clock_us=clock.now_us, source="generated", truth_limit=limit)
+        server = Server(exchange, key)
+        flow = Flow(seed=config.seed, markets=config.markets, start_us=clock.now_us(), window_us=round(config.window * 1_000_000))
+        work = trade(flow, server, config.rate, config.duration)
+    async with server.listening(config.host, config.port), asyncio.TaskGroup() as tasks:
+        running = [tasks.create_task(_told(work, exchange)), tasks.create_task(server.heartbeats())]
+        try:
+            yield Running(config, server)
+        finally:
+            for task in running:
+                task.cancel()
+
+
+async def _told(work: Any, exchange: Exchange) -> None:
+    """Run the source; if it fails, status and log say so, and clients see silence, not a closed port."""
+    try:
+        await work
+    except (recording.UnreadableRecording, OSError) as error:
+        exchange.failed = str(error)
+        _log.error("playback failed", error=str(error))
