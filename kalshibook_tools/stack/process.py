@@ -153,7 +153,7 @@ class Process:
         except FileNotFoundError:
             return ""
         telling = [line for line in lines if self.program.explains.search(line)]
-        return (telling or lines or [""])[-1][:500]
+        return _plain((telling or lines or [""])[-1])[:500]
 
     def exited(self) -> ProcessExited:
         """Return what to tell of a process that ended though nobody asked it to."""
@@ -161,6 +161,15 @@ class Process:
         code, reason = self._child.returncode, self.explanation()
         how = f"was ended by signal {-code}" if code is not None and code < 0 else f"ended with code {code}"
         return ProcessExited(f"{self.program.name} {how}: {reason or 'its log says nothing'} (log: {self.program.log})", reason)
+
+
+def _plain(line: str) -> str:
+    # Our own services log JSON: the event and what ended it say more in less room than a traceback cut short.
+    try:
+        entry = json.loads(line)
+        return ": ".join(filter(None, (str(entry["event"]), str(entry.get("exception", "")).strip().rpartition("\n")[2])))
+    except (ValueError, KeyError, TypeError):
+        return line
 
 
 async def stop_leftover(program: Program, progress: Progress) -> None:
