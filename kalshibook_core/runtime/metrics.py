@@ -69,6 +69,19 @@ METRICS: Final[Mapping[str, str]] = {
     "kb_reconstructor_redis_retries_total": "Attempts that failed because Redis was away.",
     "kb_reconstructor_fenced_total": "Times that another process had taken over our partitions.",
     "kb_gateway_requests_total": "HTTP requests answered.",
+    "kb_gateway_failed_requests_total": "HTTP requests answered with a status of 500 or more.",
+    "kb_gateway_charged_calls_total": "Calls whose credits were taken.",
+    "kb_gateway_refused_calls_total": "Calls refused because the plan had no credits left.",
+    "kb_gateway_calls_without_redis_total": "Charged calls whose allowance was not checked because Redis was away.",
+    "kb_gateway_usage_waiting_events": "Usage events Kafka has not acknowledged yet.",
+    "kb_gateway_usage_published_total": "Usage events Kafka acknowledged.",
+    "kb_gateway_usage_swept_total": "Usage events published for a gateway that could not.",
+    "kb_gateway_ledger_rows_total": "Rows written to the ledger.",
+    "kb_gateway_ledger_repeated_total": "Usage events that the ledger had already.",
+    "kb_gateway_feed_events_total": "Book events read for streams.",
+    "kb_gateway_unreadable_events_total": "Records of the book and usage topics that are no such event.",
+    "kb_gateway_streams_open": "Websocket streams open.",
+    "kb_gateway_streams_cut_total": "Streams closed because their client read too slowly.",
 }
 """Every metric by full name, with what it means."""
 

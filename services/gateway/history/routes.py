@@ -1,0 +1,283 @@
+"""REST: the book of a market now and at an instant, and pages of its events, trades and gaps."""
+
+import re
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any, Final
+
+import orjson
+import structlog
+from fastapi import APIRouter, Path, Query, Request
+from starlette.responses import Response
+
+from kalshibook_core.kalshi.numbers import format_price, format_size
+from kalshibook_core.orderbook.checksum import to_hex, to_signed
+from kalshibook_core.postgres import levels
+from kalshibook_core.wire.events import Checkpoint
+from services.gateway import forms, instants, models, pages
+from services.gateway.errors import ApiError, invalid, unknown_market
+from services.gateway.history.fold import DELTA, GAP, SNAPSHOT, CorruptHistory, State
+from services.gateway.history.store import Store
+
+TICKER: Final = re.compile(r"[A-Za-z0-9._\-]{1,200}", re.ASCII)
+OVER: Final = {"determined", "settled", "finalized", "disputed", "amended"}
+"""Market states after which the exchange sends no book any more (Kalshi docs, market lifecycle)."""
+
+log = structlog.get_logger()
+
+Ticker = Annotated[str, Path(description="The market's ticker.", examples=["KXHIGHNY-25NOV03-B61.5"])]
+Limit = Annotated[int, Query(ge=1, le=pages.MAX_LIMIT, description="Rows per page.")]
+Cursor = Annotated[str | None, Query(description="next_cursor of the previous page.")]
+Instant = Annotated[
+    str | None,
+    Query(
+        description="RFC 3339 with any offset (fractions beyond microseconds are cut), or Unix seconds (below 10^11, decimals "
+        "allowed), milliseconds (below 10^14) or microseconds (below 10^17).",
+        examples=["2025-11-03T14:30:00.123456Z", "1762180200", "1762180200123456"],
+    ),
+]
+
+
+def instant(parameter: str, text: str | None, default: int) -> int:
+    """Return a query parameter's instant in microseconds; raise the 422 that says what is expected."""
+    if text is None:
+        return default
+    try:
+        return instants.parse(text)
+    except instants.UnreadableInstant as error:
+        raise invalid(parameter, str(error), given=text[:64]) from error
+
+
+def routes(
+    store: Store,
+    latest: Callable[[str], Awaitable[Checkpoint | None]],
+    whole_through: Callable[[str], int],
+    now_us: Callable[[], int],
+) -> APIRouter:
+    """Return the room's routes.
+
+    `latest` gives the live book of a ticker or None; `whole_through` the instant up to which everything received for the
+    ticker's partition is stored (0: unknown).
+    """
+    router = APIRouter(prefix="/v1")
+
+    async def known(ticker: str) -> int:
+        market_id = await store.market_id(ticker) if TICKER.fullmatch(ticker) else None
+        if market_id is None:
+            raise unknown_market(ticker)
+        return market_id
+
+    async def book_now(ticker: str) -> Response:
+        checkpoint = await latest(ticker) if TICKER.fullmatch(ticker) else None
+        if checkpoint is not None:
+            state = State()
+            gap: tuple[int, int | None, str] | None = None
+            state.restore_live(checkpoint)
+            if checkpoint.gap_start_us is not None:
+                gap = (checkpoint.gap_start_us, None, checkpoint.gap_cause or "")
+        else:
+            market_id = await known(ticker)
+            found = await store.book_at(market_id, instants.LAST_US)
+            if found is None:
+                raise not_recorded(ticker, None, None)
+            state = found
+            gap = await store.gap_at(market_id, state.effective_us) if state.in_gap else None
+        # "Now" is the instant of the last event: of a later one nothing is claimed, staleness tells how long ago it was.
+        staleness = max(0, now_us() - state.effective_us)
+        return answer(
+            ticker, state, state.effective_us, staleness, state.effective_us, "gap" if state.in_gap else "complete", gap
+        )
+
+    @router.get("/orderbook/{ticker}", response_model=models.Book, name="orderbook")
+    async def orderbook(request: Request, ticker: Ticker, at: Instant = None) -> Response:
+        """The full book of a market: now, or at any recorded instant.
+
+        With `at`, the answer is the fold of every event whose effective time is not after it, checked against the recorded
+        checksum. `proof` says how it was made and `quality` what is not known about it. Prices are dollars, sizes contracts.
+        """
+        try:
+            if at is None:
+                return await book_now(ticker)
+            request.state.endpoint = "orderbook_at"
+            at_us = instant("at", at, 0)
+            market_id = await known(ticker)
+            through = whole_through(ticker)  # before the query: what is stored only grows
+            state = await store.book_at(market_id, at_us)
+        except CorruptHistory as error:
+            log.error("gateway.history.corrupt", market_ticker=ticker, at=at, why=str(error))
+            message = "The stored history contradicts itself here and is not served. We have been told."
+            raise ApiError(500, "corrupt_history", message, market_ticker=ticker) from error
+        if state is None:
+            raise not_recorded(ticker, at_us, await store.first_recorded(market_id))
+        gap, quality, through = None, "complete", max(through, state.effective_us)
+        if at_us > through and (later := await store.recorded_later(market_id, at_us)) is not None:
+            through = later
+        if state.in_gap:
+            gap, quality = await store.gap_at(market_id, at_us), "gap"
+        elif at_us > through:
+            quality = "ended" if await store.status(market_id) in OVER else "pending"
+        return answer(ticker, state, at_us, at_us - state.effective_us, through, quality, gap)
+
+    @router.get("/deltas/{ticker}", response_model=models.Deltas, name="deltas")
+    async def deltas(
+        request: Request,
+        ticker: Ticker,
+        from_: Annotated[Instant, Query(alias="from")] = None,
+        to: Instant = None,
+        after_version: Annotated[int, Query(ge=0, lt=2**31, description="Only events with a greater version.")] = 0,
+        limit: Limit = 100,
+        cursor: Cursor = None,
+    ) -> Response:
+        """Every book event of a market, by version: snapshots, deltas and gaps, with `from` <= effective_at < `to`.
+
+        Folding them gives any book we serve: a snapshot replaces the book, a delta is added to its level, a gap says that from
+        `start` on the book is not known until the next snapshot.
+        """
+        market_id = await known(ticker)
+        from_us, to_us = instant("from", from_, 0), instant("to", to, instants.LAST_US + 1)
+        if cursor is not None:
+            from_us, after_version = pages.decode(cursor, int, int)
+        found = await store.events(market_id, from_us, to_us, min(after_version, 2**31 - 1), limit + 1)
+        rows, more = pages.cut(found, limit)
+        opened = [row["version"] - (row["kind"] == SNAPSHOT) for row in rows if row["kind"] in (SNAPSHOT, GAP)]
+        gaps = await store.gaps_opened_at(market_id, opened)
+        request.state.rows = len(rows)
+        following = pages.encode(rows[-1]["effective_us"], rows[-1]["version"]) if more else None
+        return page([event_row(row, gaps) for row in rows], following)
+
+    @router.get("/trades/{ticker}", response_model=models.Trades, name="trades")
+    async def trades(
+        request: Request,
+        ticker: Ticker,
+        from_: Annotated[Instant, Query(alias="from")] = None,
+        to: Instant = None,
+        limit: Limit = 100,
+        cursor: Cursor = None,
+    ) -> Response:
+        """Every trade of a market, by exchange time, with `from` <= exchange_at < `to`. Each trade once."""
+        market_id = await known(ticker)
+        after = (instant("from", from_, 0), "")
+        if cursor is not None:
+            after = tuple(pages.decode(cursor, int, str))
+        found = await store.trades(market_id, instant("to", to, instants.LAST_US + 1), after, limit + 1)
+        rows, more = pages.cut(found, limit)
+        request.state.rows = len(rows)
+        following = pages.encode(rows[-1]["exchange_us"], rows[-1]["trade_id"]) if more else None
+        return page([trade_row(ticker, row) for row in rows], following)
+
+    @router.get("/gaps", response_model=models.Gaps, name="gaps")
+    async def gaps(
+        ticker: Annotated[str | None, Query(description="Only of this market.")] = None,
+        from_: Annotated[Instant, Query(alias="from")] = None,
+        to: Instant = None,
+        limit: Limit = 100,
+        cursor: Cursor = None,
+    ) -> Response:
+        """Where our record is not whole: every gap that touches [`from`, `to`), by start. Free of charge."""
+        market_id = None if ticker is None else await known(ticker)
+        after = (-1, 0, "")
+        if cursor is not None:
+            after = tuple(pages.decode(cursor, int, int, str))
+            if not -(2**31) <= after[1] < 2**31:
+                raise invalid("cursor", "pass next_cursor of the previous page as it was given")
+        from_us, to_us = instant("from", from_, 0), instant("to", to, instants.LAST_US + 1)
+        rows, more = pages.cut(await store.gaps(market_id, from_us, to_us, after, limit + 1), limit)
+        following = pages.encode(rows[-1]["start_us"], rows[-1]["market_id"], rows[-1]["channel"]) if more else None
+        return page([gap_row(row) for row in rows], following)
+
+    return router
+
+
+def answer(
+    ticker: str,
+    state: State,
+    at_us: int,
+    staleness_us: int,
+    through_us: int,
+    quality: str,
+    gap: tuple[int, int | None, str] | None,
+) -> Response:
+    """Return a book with its proof and quality."""
+    start = state.start
+    assert start is not None  # a state with events began somewhere
+    received = instants.optional_text(state.recv_us)
+    return _json({
+        "market_ticker": ticker,
+        "at": instants.text(at_us),
+        "version": state.version,
+        "checksum": to_hex(to_signed(state.book.checksum)),
+        "yes": forms.levels(state.book.yes),
+        "no": forms.levels(state.book.no),
+        "proof": {
+            "checkpoint": {
+                "version": start.version, "effective_at": instants.text(start.effective_us), "source": start.source,
+            },
+            "events_applied": state.applied,
+            "last_event_at": instants.text(state.effective_us),
+            "last_event_received_at": received,
+            "staleness_us": staleness_us,
+            "recorded_through": instants.text(through_us),
+        },
+        "quality": {"state": quality, "gap": None if gap is None else forms.gap(*gap)},
+    })  # fmt: skip
+
+
+def not_recorded(ticker: str, at_us: int | None, first_us: int | None) -> ApiError:
+    """Return the 404 for a known market without a book (yet) at the instant."""
+    if first_us is None:
+        message = "No book of this market is recorded yet: it is known, but its first snapshot has not been received."
+        return ApiError(
+            404, "not_recorded_yet", message, market_ticker=ticker, reason="not_yet_subscribed", first_recorded_at=None
+        )
+    return ApiError(
+        404, "not_recorded_yet", "The instant lies before the first snapshot we received of this market.",
+        market_ticker=ticker, at=instants.optional_text(at_us), reason="not_yet_subscribed",
+        first_recorded_at=instants.text(first_us),
+    )  # fmt: skip
+
+
+def event_row(row: Any, gaps: dict[int, tuple[int, int | None, str]]) -> dict[str, Any]:
+    """Return a row of `book_events` as customers see it, given the gaps by the version that opened them."""
+    version, effective_us, exchange_us, recv_us, kind, side, price, delta, checksum, packed = row
+    if kind == DELTA:
+        return forms.delta_row(version, effective_us, exchange_us, recv_us, side, price, delta, checksum)
+    if kind == SNAPSHOT:
+        # Inside a gap nothing takes a version, so the snapshot that ends it is the very next one.
+        ended = gaps.get(version - 1)
+        yes, no = levels.unpack(packed)
+        return forms.snapshot_row(
+            version,
+            effective_us,
+            recv_us,
+            yes,
+            no,
+            checksum,
+            None if ended is None else forms.gap(ended[0], effective_us, ended[2]),
+        )
+    start_us, end_us, cause = gaps.get(version, (effective_us, None, "unknown"))
+    return forms.gap_row(version, effective_us, recv_us, checksum, start_us, end_us, cause)
+
+
+def trade_row(ticker: str, row: Any) -> dict[str, Any]:
+    """Return a row of `trades` as customers see it."""
+    return {
+        "trade_id": row["trade_id"], "market_ticker": ticker,
+        "exchange_at": instants.text(row["exchange_us"]), "recv_at": instants.text(row["recv_us"]),
+        "yes_price": format_price(row["yes_price"]), "no_price": format_price(row["no_price"]),
+        "count": format_size(row["count"]), "taker_side": forms.SIDES[row["taker_side"]], "is_block_trade": row["is_block_trade"],
+    }  # fmt: skip
+
+
+def gap_row(row: Any) -> dict[str, Any]:
+    """Return a row of `gaps` as customers see it."""
+    return {
+        "market_ticker": row["ticker"], "channel": row["channel"], **forms.gap(row["start_us"], row["end_us"], row["cause"])
+    }  # fmt: skip
+
+
+def page(rows: list[dict[str, Any]], next_cursor: str | None) -> Response:
+    """Return a list answer."""
+    return _json({"data": rows, "next_cursor": next_cursor})
+
+
+def _json(content: dict[str, Any]) -> Response:
+    return Response(orjson.dumps(content), media_type="application/json")

@@ -1,0 +1,146 @@
+"""Queries on the persister's tables, all read-only: events, checkpoints, trades and gaps of one market.
+
+Every query is bounded by a LIMIT and walks an index; a point-in-time book is one round trip, plus one for each further
+`CHUNK` events where checkpoints are missing.
+"""
+
+from typing import Any, Final
+
+import asyncpg
+
+from services.gateway.history.fold import Row, State
+
+CHUNK: Final = 5_000
+TIMEOUT: Final = 10.0
+"""Seconds a query may take before it is given up (the customer gets a 503)."""
+MAX_IDS: Final = 200_000
+"""Market ids remembered; when full, the memory starts over."""
+
+_ROW: Final = "version, effective_us, recv_us, kind, side, price, delta, checksum, levels"
+
+# The checkpoint comes back as a row of kind 0 whose `side` says whether it lies in a gap. Version orders it before its events.
+_POINT: Final = f"""
+WITH start AS MATERIALIZED (
+    SELECT version, effective_us, checksum, levels, gap_start_us FROM checkpoints
+    WHERE market_id = $1 AND effective_us <= $2 ORDER BY effective_us DESC, version DESC LIMIT 1
+)
+SELECT {_ROW} FROM (
+    SELECT version, effective_us, 0::bigint AS recv_us, 0::smallint AS kind,
+           (gap_start_us IS NOT NULL)::integer::smallint AS side,
+           0::smallint AS price, 0::bigint AS delta, checksum, levels FROM start
+    UNION ALL
+    (SELECT {_ROW} FROM book_events
+     WHERE market_id = $1 AND effective_us <= $2 AND effective_us >= coalesce((SELECT effective_us FROM start), 0)
+       AND version > coalesce((SELECT version FROM start), 0)
+     ORDER BY effective_us, version LIMIT $3)
+) rows ORDER BY version"""
+
+_NEXT: Final = f"""
+SELECT {_ROW} FROM book_events
+WHERE market_id = $1 AND effective_us <= $2 AND effective_us >= $4 AND version > $5 ORDER BY effective_us, version LIMIT $3"""
+
+_FIRST: Final = "SELECT effective_us FROM book_events WHERE market_id = $1 ORDER BY effective_us LIMIT 1"
+_LATER: Final = "SELECT effective_us FROM book_events WHERE market_id = $1 AND effective_us > $2 ORDER BY effective_us LIMIT 1"
+
+_EVENTS: Final = """
+SELECT version, effective_us, exchange_us, recv_us, kind, side, price, delta, checksum, levels FROM book_events
+WHERE market_id = $1 AND effective_us >= $2 AND effective_us < $3 AND version > $4 ORDER BY effective_us, version LIMIT $5"""
+
+# version is in no index of book_events; the last checkpoint not after it bounds the walk to the events of one checkpoint.
+_EFFECTIVE_OF: Final = "SELECT coalesce(max(effective_us), 0) FROM checkpoints WHERE market_id = $1 AND version <= $2"
+
+_GAPS_OF_VERSIONS: Final = """
+SELECT opened_version, start_us, end_us, cause FROM gaps
+WHERE market_id = $1 AND channel = 'orderbook_delta' AND opened_version = ANY($2::integer[])"""
+
+_GAP_AT: Final = """
+SELECT start_us, end_us, cause FROM gaps
+WHERE market_id = $1 AND channel = 'orderbook_delta' AND start_us <= $2 ORDER BY start_us DESC LIMIT 1"""
+
+_TRADES: Final = """
+SELECT trade_id, exchange_us, recv_us, yes_price, no_price, count, taker_side, is_block_trade FROM trades
+WHERE market_id = $1 AND exchange_us < $2 AND (exchange_us, trade_id) > ($3, $4) ORDER BY exchange_us, trade_id LIMIT $5"""
+
+_GAPS: Final = """
+SELECT m.ticker, g.market_id, g.channel, g.start_us, g.end_us, g.cause FROM gaps g JOIN markets m ON m.id = g.market_id
+WHERE ($1::integer IS NULL OR g.market_id = $1) AND g.start_us < $2 AND (g.end_us IS NULL OR g.end_us > $3)
+  AND (g.start_us, g.market_id, g.channel) > ($4, $5, $6)
+ORDER BY g.start_us, g.market_id, g.channel LIMIT $7"""
+
+
+class Store:
+    """History of all markets, read from one pool."""
+
+    def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]") -> None:
+        self._pool = pool
+        self._ids: dict[str, int] = {}
+
+    async def market_id(self, ticker: str) -> int | None:
+        """Return the id of a market, None if it was never recorded. Ids never change, so a known one is remembered."""
+        if (known := self._ids.get(ticker)) is not None:
+            return known
+        found: int | None = await self._pool.fetchval("SELECT id FROM markets WHERE ticker = $1", ticker, timeout=TIMEOUT)
+        if found is not None:
+            if len(self._ids) >= MAX_IDS:
+                self._ids.clear()
+            self._ids[ticker] = found
+        return found
+
+    async def status(self, market_id: int) -> str | None:
+        """Return the exchange's word for the market's state, as last heard."""
+        status: str | None = await self._pool.fetchval("SELECT status FROM markets WHERE id = $1", market_id, timeout=TIMEOUT)
+        return status
+
+    async def book_at(self, market_id: int, at_us: int) -> State | None:
+        """Return the book after every event with effective_us <= at_us, None if there is none; raise CorruptHistory."""
+        rows: list[Any] = await self._pool.fetch(_POINT, market_id, at_us, CHUNK, timeout=TIMEOUT)
+        if not rows:
+            return None
+        state = State()
+        if rows[0]["kind"] == 0:
+            start = Row(*rows.pop(0))
+            state.restore(start.version, start.effective_us, start.checksum, start.levels, bool(start.side))
+        state.fold(rows)
+        while len(rows) == CHUNK:
+            rows = await self._pool.fetch(_NEXT, market_id, at_us, CHUNK, state.effective_us, state.version, timeout=TIMEOUT)
+            state.fold(rows)
+        return state
+
+    async def first_recorded(self, market_id: int) -> int | None:
+        """Return the effective time of the market's first event."""
+        found: int | None = await self._pool.fetchval(_FIRST, market_id, timeout=TIMEOUT)
+        return found
+
+    async def recorded_later(self, market_id: int, than_us: int) -> int | None:
+        """Return the effective time of the market's first event after an instant."""
+        found: int | None = await self._pool.fetchval(_LATER, market_id, than_us, timeout=TIMEOUT)
+        return found
+
+    async def gap_at(self, market_id: int, at_us: int) -> tuple[int, int | None, str] | None:
+        """Return (start, end, cause) of the book's last gap that began at or before an instant."""
+        row = await self._pool.fetchrow(_GAP_AT, market_id, at_us, timeout=TIMEOUT)
+        return None if row is None else (row[0], row[1], row[2])
+
+    async def events(self, market_id: int, from_us: int, to_us: int, after_version: int, limit: int) -> list[Any]:
+        """Return book events with from_us <= effective_us < to_us and version > after_version, in order."""
+        if from_us == 0 and after_version:
+            from_us = await self._pool.fetchval(_EFFECTIVE_OF, market_id, after_version, timeout=TIMEOUT)
+        rows: list[Any] = await self._pool.fetch(_EVENTS, market_id, from_us, to_us, after_version, limit, timeout=TIMEOUT)
+        return rows
+
+    async def gaps_opened_at(self, market_id: int, versions: list[int]) -> dict[int, tuple[int, int | None, str]]:
+        """Return (start, end, cause) of book gaps by the version that opened them."""
+        if not versions:
+            return {}
+        rows = await self._pool.fetch(_GAPS_OF_VERSIONS, market_id, versions, timeout=TIMEOUT)
+        return {version: (start, end, cause) for version, start, end, cause in rows}
+
+    async def trades(self, market_id: int, to_us: int, after: tuple[int, str], limit: int) -> list[Any]:
+        """Return trades after the position (exchange_us, trade_id) and before to_us, in that order."""
+        rows: list[Any] = await self._pool.fetch(_TRADES, market_id, to_us, *after, limit, timeout=TIMEOUT)
+        return rows
+
+    async def gaps(self, market_id: int | None, from_us: int, to_us: int, after: tuple[int, int, str], limit: int) -> list[Any]:
+        """Return gaps that touch [from_us, to_us), by (start, market id, channel); of all markets where market_id is None."""
+        rows: list[Any] = await self._pool.fetch(_GAPS, market_id, to_us, from_us, *after, limit, timeout=TIMEOUT)
+        return rows

@@ -1,0 +1,154 @@
+"""Every book event as it is committed to Kafka, handed to the streams that follow its market.
+
+One consumer without a group reads all partitions, from a little before their end, so that the rings are warm at once. An event
+is decoded only when somebody follows its market, and its JSON is made once for all who do.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Final, Protocol
+
+import orjson
+import structlog
+
+from kalshibook_core.kafka import topics
+from kalshibook_core.kafka.cluster import Cluster, partition_of
+from kalshibook_core.kafka.consumer import Batch, Consumer, TopicPartition
+from kalshibook_core.kafka.errors import KafkaFault, OffsetLost
+from kalshibook_core.postgres.pool import UNREACHABLE
+from kalshibook_core.wire import codec
+from kalshibook_core.wire.events import BookDelta, BookEvent, BookSnapshot, Gap
+from services.gateway import forms
+from services.gateway.live import store
+from services.gateway.live.coverage import Coverage
+from services.gateway.live.rings import Rings
+
+TAIL: Final = 10_000
+"""Records read again in each partition at start: more than the reconstructor's books in Redis lag behind."""
+RETRY_SECONDS: Final = 1.0
+COVERAGE_SECONDS: Final = 1.0
+
+log = structlog.get_logger()
+
+
+class Follower(Protocol):
+    """A stream. What it does with an event must not wait."""
+
+    def event(self, ticker: str, version: int, message: bytes) -> None:
+        """Take the next event of a market it follows."""
+
+    def lost(self, ticker: str) -> None:
+        """Take note that events of the market may be missing from here on."""
+
+
+class Feed:
+    """The consumer, the rings and who follows what."""
+
+    def __init__(self, cluster: Cluster, ring_events: int) -> None:
+        self._cluster = cluster
+        self._rings = Rings(ring_events)
+        self._coverage = Coverage(cluster.partitions)
+        self._followers: dict[str, set[Follower]] = {}
+        self._next: dict[TopicPartition, int] = {}
+        self.ready = False
+        self.events = 0
+        self.unreadable = 0
+
+    def whole_through(self, ticker: str) -> int:
+        """Return the instant up to which what was received for the ticker's partition is in the database (0: unknown)."""
+        return self._coverage.through(partition_of(ticker.encode(), self._cluster.partitions))
+
+    def since(self, ticker: str, version: int) -> list[tuple[int, bytes]] | None:
+        """Return (version, message) of the market's events after `version`; None if they are not all remembered."""
+        try:
+            events = self._rings.since(ticker, version, codec.decode)
+        except codec.Undecodable:
+            return None
+        return None if events is None else [(event.version, message(event)) for event in events]
+
+    def follow(self, ticker: str, follower: Follower) -> None:
+        """Hand the market's events to a stream from now on."""
+        self._followers.setdefault(ticker, set()).add(follower)
+
+    def unfollow(self, ticker: str, follower: Follower) -> None:
+        """Undo `follow`."""
+        if (followers := self._followers.get(ticker)) is not None:
+            followers.discard(follower)
+            if not followers:
+                del self._followers[ticker]
+
+    async def consume(self, stop: asyncio.Event) -> None:
+        """Read until `stop` is set. Kafka away is waited out; what retention took meanwhile makes every stream start over."""
+        while not stop.is_set():
+            try:
+                await self._read(stop)
+            except OffsetLost as error:
+                log.error("gateway.feed.lost", why=str(error), effect="streams begin again from the latest books")
+                self._next.clear()
+                self._rings.clear()
+                self._from_end = True
+                for ticker, followers in list(self._followers.items()):
+                    for follower in list(followers):
+                        follower.lost(ticker)
+            except KafkaFault as error:
+                log.warning("gateway.feed.kafka_away", why=str(error))
+                await asyncio.sleep(RETRY_SECONDS)
+
+    _from_end = False
+
+    async def _read(self, stop: asyncio.Event) -> None:
+        async def start(assigned: set[TopicPartition]) -> Mapping[TopicPartition, int]:
+            ends = await consumer.end_offsets(assigned)
+            tail = 0 if self._from_end else TAIL
+            return {partition: self._next.get(partition, max(0, end - tail)) for partition, end in ends.items()}
+
+        async with Consumer(self._cluster, [topics.BOOK], on_assigned=start) as consumer:
+            while not stop.is_set():
+                batch = await consumer.poll(max_records=5_000, timeout_ms=100)
+                self.ready = True
+                self._take(batch)
+
+    def _take(self, batch: Batch) -> None:
+        add, followed = self._rings.add, self._followers
+        for partition, records in batch.items():
+            for record in records:
+                ticker = record.key.decode()
+                add(ticker, record.value)
+                if ticker in followed and (event := self._decoded(record.value)) is not None:
+                    text = message(event)
+                    for follower in tuple(followed[ticker]):
+                        follower.event(ticker, event.version, text)
+            last = records[-1]
+            self._next[partition] = last.offset + 1
+            self.events += len(records)
+            if (event := self._decoded(last.value)) is not None:
+                self._coverage.seen(partition.partition, last.offset, event.effective_us)
+
+    def _decoded(self, value: bytes) -> BookEvent | None:
+        try:
+            event = codec.decode(value)
+        except codec.Undecodable as error:
+            self.unreadable += 1
+            log.error("gateway.feed.unreadable", why=str(error))
+            return None
+        return event if isinstance(event, BookSnapshot | BookDelta | Gap) else None
+
+    async def watch_coverage(self, pool: "store.Pool", stop: asyncio.Event) -> None:
+        """Keep asking how far the persister is, until `stop` is set."""
+        topic = self._cluster.topic(topics.BOOK)
+        while not stop.is_set():
+            try:
+                for partition, next_offset in await store.stored_offsets(pool, topic):
+                    self._coverage.stored(partition, next_offset)
+            except UNREACHABLE as error:
+                log.warning("gateway.coverage.unknown", why=type(error).__name__, effect="recorded_through stands still")
+            try:
+                async with asyncio.timeout(COVERAGE_SECONDS):
+                    await stop.wait()
+            except TimeoutError:
+                pass
+
+
+def message(event: BookEvent) -> bytes:
+    """Return an event as streams carry it: the row of /v1/deltas and its market."""
+    return orjson.dumps({"market_ticker": event.market_ticker, **forms.of_event(event)})

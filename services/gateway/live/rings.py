@@ -1,0 +1,51 @@
+"""Recent book events of every market, undecoded, bounded over all markets together. No I/O.
+
+When full, the oldest event of all goes, whichever market's it is; a reader who would need it is told there is a hole.
+"""
+
+from collections import deque
+from collections.abc import Callable
+
+from kalshibook_core.wire.events import BookEvent
+
+
+class Rings:
+    """The last `capacity` events, by ticker."""
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._order: deque[str] = deque()  # the ticker of each event, oldest first
+        self._events: dict[str, deque[bytes]] = {}
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def add(self, ticker: str, value: bytes) -> None:
+        """Remember an event."""
+        ring = self._events.get(ticker)
+        if ring is None:
+            ring = self._events[ticker] = deque()
+        ring.append(value)
+        self._order.append(ticker)
+        if len(self._order) > self._capacity:
+            oldest = self._order.popleft()
+            ring = self._events[oldest]
+            ring.popleft()
+            if not ring:
+                del self._events[oldest]
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._order.clear()
+        self._events.clear()
+
+    def since(self, ticker: str, version: int, decode: Callable[[bytes], BookEvent]) -> list[BookEvent] | None:
+        """Return the market's events after `version`, in order; None if the next one is not remembered any more."""
+        found: list[BookEvent] = []
+        for value in reversed(self._events.get(ticker, ())):
+            event = decode(value)
+            if event.version <= version:
+                break
+            found.append(event)
+        found.reverse()
+        return None if found and found[0].version != version + 1 else found

@@ -1,0 +1,1 @@
+"""Which markets are recorded, and what the exchange says of them."""

@@ -1,0 +1,226 @@
+"""The answers' forms, for the OpenAPI document: answers are written straight to JSON, and a test holds them to these models."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+AT = "2025-11-03T14:30:00.123456Z"
+PRICE_SIZE = Field(examples=[[["0.4800", "12.00"], ["0.4900", "150.00"]]])
+
+
+class Model(BaseModel):
+    """What all of them are: exactly the fields listed."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Problem(Model):
+    """What went wrong."""
+
+    code: str = Field(description="Stable; switch on this.", examples=["unknown_market"])
+    message: str = Field(description="For a person; may change.")
+    details: dict[str, Any] | None = Field(None, description="Depends on the code.")
+
+
+class Envelope(Model):
+    """Every error, of every path."""
+
+    error: Problem
+
+
+class GapSpan(Model):
+    """The book is not known in [start, end)."""
+
+    start: str = Field(examples=[AT])
+    end: str | None = Field(description="null while the gap is open.")
+    cause: str = Field(examples=["disconnect"])
+
+
+class Checkpoint(Model):
+    """Where the fold began."""
+
+    version: int
+    effective_at: str = Field(examples=[AT])
+    source: Literal["checkpoint", "snapshot", "live"] = Field(
+        description="A stored checkpoint, the market's first snapshot, or the latest live book."
+    )
+
+
+class Proof(Model):
+    """How the answer was made, so that it can be made again from /v1/deltas."""
+
+    checkpoint: Checkpoint
+    events_applied: int = Field(description="Events folded after the checkpoint, up to and including `version`.")
+    last_event_at: str = Field(description="Effective time of the event with `version`.", examples=[AT])
+    last_event_received_at: str | None = Field(
+        description="Our receive time of it; null where the checkpoint itself is the last event."
+    )
+    staleness_us: int = Field(description="Microseconds from the last event to `at` (for now: to our clock).")
+    recorded_through: str = Field(description="Up to this instant the stored history of the market is known to be whole.")
+
+
+class Quality(Model):
+    """What is not known about the answer."""
+
+    state: Literal["complete", "gap", "pending", "ended"] = Field(
+        description="complete: every event up to `at` is in the book. gap: `at` lies in `gap`; the book is the last one known. "
+        "pending: `at` is later than `recorded_through`; events may still come. ended: the same, but the market was determined "
+        "or settled and its recording ended with it."
+    )
+    gap: GapSpan | None
+
+
+class Book(Model):
+    """The full book of one market: bids only, on two ladders; the YES ask is 1 minus the best NO bid."""
+
+    market_ticker: str
+    at: str = Field(description="The instant the book is of; for now, that of the last event.", examples=[AT])
+    version: int = Field(description="Of the last event in the book: 1, 2, 3, … in each market, without a hole.")
+    checksum: str = Field(description="16 hex digits; recompute it from the levels to check them.", examples=["9f86d081884c7d65"])
+    yes: list[tuple[str, str]] = PRICE_SIZE
+    no: list[tuple[str, str]] = PRICE_SIZE
+    proof: Proof
+    quality: Quality
+
+
+class Snapshot(Model):
+    """A whole book, which replaces what was known."""
+
+    type: Literal["snapshot"]
+    version: int
+    effective_at: str = Field(examples=[AT])
+    exchange_at: None = Field(description="The exchange writes no time on a snapshot.")
+    recv_at: str
+    yes: list[tuple[str, str]] = PRICE_SIZE
+    no: list[tuple[str, str]] = PRICE_SIZE
+    checksum: str
+    gap: GapSpan | None = Field(description="The gap this snapshot ends.")
+
+
+class Delta(Model):
+    """A signed change of one level; the level is gone at exactly 0."""
+
+    type: Literal["delta"]
+    version: int
+    effective_at: str = Field(examples=[AT])
+    exchange_at: str = Field(description="As the exchange wrote it; may be earlier than effective_at.")
+    recv_at: str
+    side: Literal["yes", "no"]
+    price: str = Field(examples=["0.4800"])
+    delta: str = Field(examples=["-54.00"])
+    checksum: str = Field(description="Of the book after this delta.")
+
+
+class GapEvent(Model):
+    """From `start` on the book is not known, until the next snapshot."""
+
+    type: Literal["gap"]
+    version: int
+    effective_at: str
+    exchange_at: None
+    recv_at: str
+    checksum: str = Field(description="Of the last book known.")
+    start: str
+    end: str | None
+    cause: str
+
+
+class Deltas(Model):
+    """A page of book events."""
+
+    data: list[Snapshot | Delta | GapEvent]
+    next_cursor: str | None
+
+
+class Trade(Model):
+    """One trade, unique by trade_id."""
+
+    trade_id: str
+    market_ticker: str
+    exchange_at: str = Field(examples=[AT])
+    recv_at: str
+    yes_price: str = Field(examples=["0.4800"])
+    no_price: str = Field(examples=["0.5200"])
+    count: str = Field(examples=["12.00"])
+    taker_side: Literal["yes", "no"]
+    is_block_trade: bool | None = Field(description="null where the exchange did not say (before 2026-08-13).")
+
+
+class Trades(Model):
+    """A page of trades."""
+
+    data: list[Trade]
+    next_cursor: str | None
+
+
+class Gap(GapSpan):
+    """A gap of one market on one channel."""
+
+    market_ticker: str
+    channel: Literal["orderbook_delta", "trade"]
+
+
+class Gaps(Model):
+    """A page of gaps."""
+
+    data: list[Gap]
+    next_cursor: str | None
+
+
+class Market(Model):
+    """A market as the exchange last described it."""
+
+    ticker: str
+    event_ticker: str | None
+    series_ticker: str | None
+    title: str | None
+    status: str | None = Field(description="The exchange's word.", examples=["active"])
+    result: str | None
+    open_at: str | None
+    close_at: str | None
+    settled_at: str | None
+    updated_at: str
+
+
+class Source(Model):
+    """Where all of it comes from, and whose terms apply."""
+
+    exchange: str
+    terms: str
+    note: str
+
+
+class OneMarket(Market):
+    """One market, with the exchange's own JSON object."""
+
+    exchange_object: dict[str, Any] | None = Field(description="The last REST object of the exchange, as sent.")
+    source: Source
+
+
+class Markets(Model):
+    """A page of markets."""
+
+    data: list[Market]
+    next_cursor: str | None
+    source: Source
+
+
+class UsageDay(Model):
+    """Calls and credits of one UTC day and endpoint."""
+
+    day: str = Field(examples=["2025-11-03"])
+    endpoint: str = Field(examples=["orderbook_at"])
+    calls: int
+    credits: int
+
+
+class Usage(Model):
+    """What your account used this month, as the ledger has it."""
+
+    account: str
+    plan: str
+    period_start: str
+    credits_used: int = Field(description="In this period, by the ledger; calls of the last seconds may not be in it yet.")
+    credits_allowed: int | None = Field(description="Per period; null: not limited.")
+    credits_remaining: int | None
+    data: list[UsageDay]
