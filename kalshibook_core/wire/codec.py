@@ -53,11 +53,22 @@ SCHEMAS: Final = _load()
 """Schema (as JSON object, with `schema_id`) by record name."""
 
 _PARSED = {name: fastavro.parse_schema(dict(schema)) for name, schema in SCHEMAS.items()}
-_WRITERS = {
-    cls: (b"\x00" + SCHEMAS[name]["schema_id"].to_bytes(4, "big"), _PARSED[name], cls._fields) for name, cls in _CLASSES.items()
-}
-_READERS = {b"\x00" + SCHEMAS[name]["schema_id"].to_bytes(4, "big"): (_PARSED[name], cls) for name, cls in _CLASSES.items()}
-_LEVELS = (events.BookSnapshot, events.Checkpoint)
+_LEVELS: Final = (events.BookSnapshot, events.Checkpoint)
+
+
+def _header(schema: dict[str, Any]) -> bytes:
+    return b"\x00" + int(schema["schema_id"]).to_bytes(4, "big")
+
+
+def _readers() -> dict[bytes, tuple[Any, Any, Any]]:
+    # Records outlive their schema: what was written under a released one is read into today's, whose new fields have defaults.
+    released = (orjson.loads(path.read_bytes()) for path in sorted((schema_folder() / "released").glob("*.avsc")))
+    old = {_header(s): (fastavro.parse_schema(s), _PARSED[s["name"]], _CLASSES[s["name"]]) for s in released}
+    return old | {_header(SCHEMAS[name]): (_PARSED[name], None, cls) for name, cls in _CLASSES.items()}
+
+
+_WRITERS = {cls: (_header(SCHEMAS[name]), _PARSED[name], cls._fields) for name, cls in _CLASSES.items()}
+_READERS = _readers()
 
 
 def encode(event: events.Event) -> bytes:
@@ -78,12 +89,16 @@ def decode(value: bytes) -> Any:
     found = _READERS.get(value[:5])
     if found is None:
         raise UnknownSchema(f"no schema for the header {value[:5].hex()}")
-    schema, cls = found
+    written, wanted, cls = found
+    body = io.BytesIO(value)
+    body.seek(5)
     try:
-        record: Any = fastavro.schemaless_reader(io.BytesIO(value[5:]), schema, None)
+        record: Any = fastavro.schemaless_reader(body, written, wanted)
     except (EOFError, IndexError, ValueError, OverflowError, StopIteration) as error:
         raise Undecodable(f"not a {cls.__name__}: {error!r}") from error
+    if body.tell() != len(value):
+        raise Undecodable(f"{len(value) - body.tell()} bytes after the end of a {cls.__name__}")
     if cls in _LEVELS:
         record["yes"] = [(level["price"], level["size"]) for level in record["yes"]]
         record["no"] = [(level["price"], level["size"]) for level in record["no"]]
-    return cls(*record.values())
+    return cls._make(record.values()) if wanted is None else cls(**record)

@@ -1,0 +1,45 @@
+"""Only metrics of the vocabulary leave a service, in the form Prometheus reads."""
+
+import re
+
+import orjson
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from kalshibook_core.runtime import health, metrics
+
+
+def test_the_vocabulary_has_one_form_and_a_meaning_each() -> None:
+    for name, meaning in metrics.METRICS.items():
+        assert re.fullmatch(r"kb_(ingest|deduplicator|persister|reconstructor|gateway)_[a-z][a-z0-9_]*", name), name
+        assert meaning.endswith("."), name
+
+
+def test_a_name_outside_the_vocabulary_is_refused() -> None:
+    metrics.check("ingest", {"frames_total": 1, "state": "connected"})
+    with pytest.raises(metrics.UnknownMetric, match="kb_ingest_frmaes_total"):
+        metrics.check("ingest", {"frmaes_total": 1})
+
+
+def test_prometheus_reads_what_we_render() -> None:
+    text = metrics.render("ingest", {"frames_total": 12, "bytes_total": 2**40, "state": "connected"}).decode()
+    found = {family.name: family for family in text_string_to_metric_families(text)}
+    assert set(found) == {"kb_ingest_frames", "kb_ingest_bytes"}
+    frames = found["kb_ingest_frames"]
+    assert (frames.type, frames.documentation) == ("counter", metrics.METRICS["kb_ingest_frames_total"])
+    assert [(s.name, s.value) for s in frames.samples if s.name.endswith("_total")] == [("kb_ingest_frames_total", 12.0)]
+
+
+def test_readiness_is_what_the_service_says_now() -> None:
+    states = iter([False, True])
+    first, second = (health.answer("/readyz", "ingest", lambda: next(states), dict) for _ in range(2))
+    assert first is not None
+    assert second is not None
+    assert (first[0], second[0]) == (503, 200)
+
+
+def test_the_status_shows_numbers_and_words() -> None:
+    answer = health.answer("/status", "ingest", lambda: True, lambda: {"frames_total": 1, "state": "connected"})
+    assert answer is not None
+    assert orjson.loads(answer[2]) == {"ready": True, "counters": {"frames_total": 1, "state": "connected"}}
+    assert health.answer("/nothing", "ingest", lambda: True, dict) is None
