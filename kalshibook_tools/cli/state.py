@@ -97,7 +97,8 @@ def _text(state: dict[str, Any]) -> str:
 
     rows = []
     for name, service in state["services"].items():
-        counters = "  ".join(f"{key} {value:,}" for key, value in service["counters"].items() if isinstance(value, int))
+        counted = {key.removesuffix("_total"): value for key, value in service["counters"].items() if isinstance(value, int)}
+        counters = "  ".join(f"{key} {value:,}" for key, value in counted.items() if value and not key.endswith("_us"))
         restarts = f"{service['restarts']} restarts  " if service["restarts"] else ""
         rows.append((name, f"{service['state']}{f' (pid {pid})' if (pid := service['pid']) else ''}", restarts + counters))
     lines = [f"{state['state']}  {state['gateway']['url'] or ''}".rstrip(), table(rows)]
