@@ -73,7 +73,7 @@ def _or_max(_ctx: click.Context, parameter: click.Parameter, value: str) -> floa
 @click.option(
     "--info-file", type=click.Path(dir_okay=False, path_type=Path), help="Also write the addresses to this file, as JSON."
 )
-def command(  # noqa: PLR0917  (click calls it by name)
+def command(
     recordings: tuple[Path, ...],
     speed: float | None,
     gatherers: int,

@@ -61,10 +61,10 @@ class Exchange:
             self._let_go.discard((subscription.channel, ticker))
         self.on_subscribed()
 
-    def left(self, subscription: Subscription, ticker: str | None) -> None:
-        """It asked not to hear it any more; nobody waits for it then."""
+    def left(self, subscription: Subscription, ticker: str | None, *, asked: bool) -> None:
+        """It does not hear it any more. If it asked for that, nobody waits for it to come back."""
         self._audience(subscription.channel, ticker).remove(subscription)
-        if ticker is not None:
+        if asked and ticker is not None:
             self._let_go.add((subscription.channel, ticker))
         self.on_subscribed()
 
@@ -139,8 +139,11 @@ class Exchange:
         sent = lost = 0
         for subscription in self.audience(frame.channel, ticker):
             connection = subscription.connection
+            if connection.silent:
+                lost += 1
+                continue
             if self.faults.armed:
-                payloads = self.faults.shape(subscription, frame, ticker)
+                payloads = self.faults.shape(subscription, frame, ticker, self.clock_us())
                 sent, lost = (sent + 1, lost) if payloads else (sent, lost + 1)
                 for payload in payloads:
                     connection.enqueue(payload)

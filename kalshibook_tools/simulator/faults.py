@@ -88,7 +88,7 @@ class Faults:
         self.http_502 = self.http_429 = 0
         self.clock_skew_us = 0
 
-    def shape(self, subscription: Subscription, frame: Frame, ticker: str) -> list[bytes]:
+    def shape(self, subscription: Subscription, frame: Frame, ticker: str, now_us: int) -> list[bytes]:
         """Return what the subscription really gets instead of this one frame, in order; nothing if it is lost."""
         before: list[bytes] = []
         after: list[bytes] = []
@@ -98,7 +98,7 @@ class Faults:
             if not fault.fits(subscription, frame, ticker):
                 continue
             if fault.kind in INSERTED:
-                before.append(_inserted(fault.kind, subscription, ticker))
+                before.append(_inserted(fault.kind, subscription, ticker, now_us))
                 self._spend(fault)
                 continue
             payload = payload if payload is not None else subscription.payload(frame)
@@ -134,7 +134,7 @@ class Faults:
             self.armed.remove(fault)
 
 
-def _inserted(kind: str, subscription: Subscription, ticker: str) -> bytes:
+def _inserted(kind: str, subscription: Subscription, ticker: str, now_us: int) -> bytes:
     match kind:
         case "malformed":
             return b'{"type":"orderbook_delta","sid":%d,"seq":\n' % subscription.sid
@@ -146,4 +146,4 @@ def _inserted(kind: str, subscription: Subscription, ticker: str) -> bytes:
             msg = {"market_ticker": ticker, "price_dollars": "many", "delta_fp": "1.00", "side": "yes"}
             return subscription.payload(frames.built("orderbook_delta", msg))
         case _:
-            return subscription.payload(frames.delta(ticker, "", YES, 1, -(10**12), 0))
+            return subscription.payload(frames.delta(ticker, "", YES, 1, -(10**12), now_us))

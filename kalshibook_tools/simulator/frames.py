@@ -92,7 +92,7 @@ def snapshot(ticker: str, market_id: str, book: Book, command_id: int | None = N
     return built("orderbook_snapshot", msg, command_id=command_id)
 
 
-def delta(ticker: str, market_id: str, side: int, price: int, size: int, ts_us: int) -> Frame:  # noqa: PLR0917
+def delta(ticker: str, market_id: str, side: int, price: int, size: int, ts_us: int) -> Frame:
     """A signed change of one level."""
     return Frame(
         BOOK,
@@ -105,7 +105,7 @@ def delta(ticker: str, market_id: str, side: int, price: int, size: int, ts_us: 
     )
 
 
-def trade(ticker: str, trade_id: str, yes_price: int, count: int, taker_side: int, ts_us: int) -> Frame:  # noqa: PLR0917
+def trade(ticker: str, trade_id: str, yes_price: int, count: int, taker_side: int, ts_us: int) -> Frame:
     """One trade, as since 2026-08-13 (with `is_block_trade`)."""
     return built(
         "trade",

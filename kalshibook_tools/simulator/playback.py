@@ -8,6 +8,7 @@ snapshot no market has a book.
 """
 
 import asyncio
+from collections import deque
 
 import structlog
 
@@ -65,8 +66,6 @@ class Playback:
         self._speed = speed
         self._gatherers = gatherers
         self._left = {ticker: market.frames for ticker, market in recording.markets.items()}
-        self._played_after_drop: set[str] = set()
-        self._ever_dropped = False
         self._subscribed = asyncio.Event()
         self._exchange.on_subscribed = self._subscribed.set
         self._due_at = clock.monotonic()
@@ -74,8 +73,8 @@ class Playback:
 
     async def run(self) -> None:
         """Play everything, then say so; the sockets stay."""
-        server, exchange = self._server, self._exchange
-        for n, (recv_ms, event, restarts) in enumerate(play(self._recording), 1):
+        server, exchange, deaths = self._server, self._exchange, deque(self._recording.deaths)
+        for n, (recv_ms, event) in enumerate(play(self._recording), 1):
             if self._speed is not None:
                 await self._pace(recv_ms, self._speed)
             if not server.unpaused.is_set():
@@ -84,8 +83,8 @@ class Playback:
                 self._restart_pace(recv_ms)
             self._clock.reach(recv_ms * 1000)
             ticker = event.ticker
-            if restarts and not (self._ever_dropped and ticker not in self._played_after_drop):
-                await self._drop(ticker)
+            while deaths and recv_ms > deaths[0]:
+                await self._drop(deaths.popleft())
             if ticker not in exchange.markets:
                 self._appear(self._recording.markets[ticker])
             if not exchange.heard(event.frame.channel, ticker, self._gatherers):
@@ -93,7 +92,6 @@ class Playback:
             if isinstance(event, Delta | Trade):
                 self._clock.reach(event.ts_us)
             exchange.publish(event)
-            self._played_after_drop.add(ticker)
             self._left[ticker] -= 1
             if not self._left[ticker]:
                 self._end(self._recording.markets[ticker])
@@ -136,14 +134,13 @@ class Playback:
         exchange.waiting = None
         self._restart_pace(recv_ms)
 
-    async def _drop(self, ticker: str) -> None:
-        """The recorder's connection died here. One death shows in every file; the first to show it drops everybody."""
-        exchange = self._exchange
-        _log.info("the recorder's connection had died here: connections are dropped", market_ticker=ticker)
+    async def _drop(self, died_ms: int) -> None:
+        """The recorder's connection died: so do all of ours. A market whose recording goes on with a snapshot has no book until then."""
+        _log.info("the recorder's connection had died here: connections are dropped", recv_ms=died_ms)
         await self._server.drop_connections()
-        exchange.forget_books(other for other, left in self._left.items() if left)
-        self._ever_dropped = True
-        self._played_after_drop.clear()
+        self._exchange.forget_books(
+            ticker for ticker, market in self._recording.markets.items() if market.begins_anew_after(died_ms)
+        )
 
     def _appear(self, market: Recorded) -> None:
         exchange = self._exchange

@@ -9,7 +9,7 @@ import gzip
 import heapq
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,11 +29,10 @@ class UnreadableRecording(ValueError):
 
 
 class Played(NamedTuple):
-    """One recorded frame, cut for replay. `restarts`: its seq began anew, so the recorder's connection had died before it."""
+    """One recorded frame, cut for replay."""
 
     recv_ms: int
     event: Recordable
-    restarts: bool
 
 
 @dataclass(slots=True)
@@ -46,6 +45,12 @@ class Recorded:
     body: dict[str, Any]
     event: dict[str, Any]
     final: dict[str, Any] | None  # the market object as REST showed it after settlement; None where nobody recorded it
+    snapshots: list[tuple[int, int]] = field(default_factory=list)  # (receipt of the book frame before it, its own)
+    last_book_ms: int = -1
+
+    def begins_anew_after(self, ms: int) -> bool:
+        """Return whether the next book frame after this instant is a snapshot."""
+        return any(before <= ms < at for before, at in self.snapshots)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +60,7 @@ class Recording:
     files: tuple[tuple[int, Path], ...]  # (first recv_ms, path)
     markets: dict[str, Recorded]
     frames: int
+    deaths: tuple[int, ...]  # after which receive times the recorder's connection had died
 
     @property
     def first_ms(self) -> int:
@@ -66,49 +72,71 @@ def scan(paths: tuple[Path, ...]) -> Recording:
     """Find the files under these paths, check every line, learn the markets. UnreadableRecording says what is wrong."""
     files: list[tuple[int, Path]] = []
     markets: dict[str, Recorded] = {}
+    streams: dict[tuple[str, int], tuple[int, int]] = {}  # (ticker, sid) -> last (recv_ms, seq)
+    restarts: list[tuple[int, int]] = []
     total = 0
     for path in _files(paths):
         first_ms = -1
         for recv_ms, event, envelope in _lines(path):
             first_ms = recv_ms if first_ms < 0 else first_ms
             total += 1
-            known = markets.get(event.ticker)
-            if known is None or recv_ms < known.first_ms:
-                count = known.frames if known else 0
-                known = markets[event.ticker] = _learn(path, recv_ms, event, envelope)
-                known.frames = count
-            known.frames += 1
+            market = markets.get(event.ticker)
+            if market is None:
+                market = markets[event.ticker] = _learn(path, recv_ms, event, envelope)
+            market.frames += 1
+            if event.frame.channel == frames.BOOK:
+                if isinstance(event, Snapshot):
+                    market.snapshots.append((market.last_book_ms, recv_ms))
+                market.last_book_ms = recv_ms
+            if envelope.seq >= 0:
+                last_ms, last_seq = streams.get((event.ticker, envelope.sid), (-1, -1))
+                if envelope.seq <= last_seq and recv_ms >= last_ms:
+                    restarts.append((last_ms, recv_ms))
+                streams[event.ticker, envelope.sid] = recv_ms, envelope.seq
         if first_ms >= 0:
             files.append((first_ms, path))
     if not files:
         raise UnreadableRecording(
             f"no frame in {', '.join(map(str, paths))}: give .ndjson or .ndjson.gz files, or a folder of them"
         )
-    return Recording(tuple(files), markets, total)
+    return Recording(tuple(files), markets, total, _deaths(restarts))
+
+
+def _deaths(restarts: list[tuple[int, int]]) -> tuple[int, ...]:
+    """Return the instants after which the recorder's connection was dead, from where each stream's seq began anew.
+
+    One death shows in many streams, in each as a restart somewhere between its last frame before and its first after: restarts whose
+    intervals overlap are one death, and it lies behind the latest frame before.
+    """
+    deaths: list[int] = []
+    earliest_after = -1
+    for before, after in sorted(restarts, key=lambda restart: restart[1]):
+        if deaths and before < earliest_after:
+            deaths[-1] = max(deaths[-1], before)
+        else:
+            deaths.append(before)
+            earliest_after = after
+    return tuple(deaths)
 
 
 def play(recording: Recording) -> Iterator[Played]:
     """Yield every frame in the order of receipt; of equal times the file given first comes first."""
-    last: dict[tuple[str, int], int] = {}
-    waiting: list[tuple[int, int, int, Any]] = [(first, n, 0, None) for n, (first, _) in enumerate(recording.files)]
+    waiting: list[tuple[int, int, Any]] = [(first, n, None) for n, (first, _) in enumerate(recording.files)]
     heapq.heapify(waiting)
     while waiting:
-        recv_ms, n, line, head = waiting[0]
-        lines, current = head if head is not None else (_lines(recording.files[n][1]), None)
-        if current is None:
+        recv_ms, n, head = waiting[0]
+        if head is None:
+            lines = _lines(recording.files[n][1])
             current = next(lines)
+        else:
+            lines, current = head
         following = next(lines, None)
         if following is None:
             heapq.heappop(waiting)
         else:
             # A file keeps its own order even where its clock stepped back.
-            heapq.heapreplace(waiting, (max(recv_ms, following[0]), n, line + 1, (lines, following)))
-        _, event, envelope = current
-        stream = event.ticker, envelope.sid
-        restarts = 0 <= envelope.seq <= last.get(stream, -1)
-        if envelope.seq >= 0:
-            last[stream] = envelope.seq
-        yield Played(recv_ms, event, restarts)
+            heapq.heapreplace(waiting, (max(recv_ms, following[0]), n, (lines, following)))
+        yield Played(recv_ms, current[1])
 
 
 def _files(paths: tuple[Path, ...]) -> Iterator[Path]:

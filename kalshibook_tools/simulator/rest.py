@@ -169,7 +169,7 @@ def _one(query: Mapping[str, list[str]], name: str) -> str:
     return query.get(name, [""])[0]
 
 
-def _integer(query: Mapping[str, list[str]], name: str, default: int, call: str, field: str, most: int) -> int:  # noqa: PLR0917
+def _integer(query: Mapping[str, list[str]], name: str, default: int, call: str, field: str, most: int) -> int:
     text = _one(query, name)
     if not text:
         return default

@@ -227,7 +227,9 @@ class Connection(asyncio.Protocol):
     def close(self) -> None:
         """Close as a server that goes away does: a close frame, 1001."""
         self.flush()
-        self._pending.append(b"\x88\x02\x03\xe9")
+        assert self._websocket is not None
+        self._websocket.send_close(1001)
+        self._pending += self._websocket.data_to_send()
         self.flush()
         self.alive = False
 

@@ -72,7 +72,7 @@ class Subscription:
         return frame.render(self.sid, self.seq)
 
 
-class Market(Protocol):
+class Markets(Protocol):
     """What a subscription asks of the exchange's markets, and tells it."""
 
     def snapshot(self, ticker: str, command_id: int | None) -> Frame | None:
@@ -84,8 +84,8 @@ class Market(Protocol):
     def joined(self, subscription: Subscription, ticker: str | None) -> None:
         """From here on the subscription gets the market's frames (None: of all markets)."""
 
-    def left(self, subscription: Subscription, ticker: str | None) -> None:
-        """It asked not to get them any more."""
+    def left(self, subscription: Subscription, ticker: str | None, *, asked: bool) -> None:
+        """From here on it does not; `asked`: the client wanted that, and no error ended it."""
 
 
 class Refused(Exception):
@@ -100,7 +100,7 @@ class Refused(Exception):
 class Subscriptions:
     """All subscriptions of one connection."""
 
-    def __init__(self, connection: Any, markets: Market) -> None:
+    def __init__(self, connection: Any, markets: Markets) -> None:
         self.by_sid: dict[int, Subscription] = {}
         self._connection = connection
         self._markets = markets
@@ -135,7 +135,7 @@ class Subscriptions:
     def end(self, subscription: Subscription, code: int) -> bytes:
         """End a subscription by a terminal error (10, 17, 25) and return the frame that says so."""
         payload = _error(code, None, subscription)
-        self._remove(subscription)
+        self._remove(subscription, asked=False)
         return payload
 
     def _subscribe(self, params: Mapping[str, Any], command_id: int | None) -> list[bytes]:
@@ -177,7 +177,7 @@ class Subscriptions:
             if subscription is None:
                 answers.append(_error(7, command_id, None))
                 continue
-            self._remove(subscription)
+            self._remove(subscription, asked=True)
             answers.append(_reply({"id": command_id, "sid": sid, **_next_seq(subscription), "type": "unsubscribed"}))
         return answers
 
@@ -209,7 +209,7 @@ class Subscriptions:
             for ticker in tickers:
                 if subscription.tickers is not None and ticker in subscription.tickers:
                     del subscription.tickers[ticker]
-                    self._markets.left(subscription, ticker)
+                    self._markets.left(subscription, ticker, asked=True)
             return [self._ok(subscription, command_id)]
         added = self._add(subscription, tickers)
         return [self._ok(subscription, command_id), *self._first_frames(subscription, added, False)]
@@ -220,7 +220,7 @@ class Subscriptions:
             return []
         if tickers is None:
             for ticker in subscription.tickers:
-                self._markets.left(subscription, ticker)
+                self._markets.left(subscription, ticker, asked=False)
             subscription.tickers = None
             self._markets.joined(subscription, None)
             return []
@@ -240,10 +240,10 @@ class Subscriptions:
             return []
         return [subscription.payload(frame) for frame in frames if frame is not None]
 
-    def _remove(self, subscription: Subscription) -> None:
+    def _remove(self, subscription: Subscription, *, asked: bool) -> None:
         del self.by_sid[subscription.sid]
         for ticker in [None] if subscription.tickers is None else list(subscription.tickers):
-            self._markets.left(subscription, ticker)
+            self._markets.left(subscription, ticker, asked=asked)
 
     def _ok(self, subscription: Subscription, command_id: int | None) -> bytes:
         body = {"id": command_id, "sid": subscription.sid, **_next_seq(subscription), "type": "ok"}
