@@ -105,6 +105,7 @@ class Session(Generic[Record]):
     ) -> None:
         """Make a session that has received nothing and wants nothing."""
         self.failed: str | None = None
+        self.stirred = False  # there is more to take away than records; for the caller to set back
         self.missed_lifecycle = False  # lifecycle frames were lost: whoever keeps the markets should look them up
         self._record = record
         self._gatherer, self._connection, self._generation = gatherer, connection, generation
@@ -218,6 +219,7 @@ class Session(Generic[Record]):
                 subscription.newest_us = exchange_us
             if kind == messages.SNAPSHOT and order is FRAME and ticker in subscription.waiting:
                 clock_us = self._first_known(subscription, ticker, now_us, clock_us)
+        self._counts[_COUNTED.get(channel, "other_frames")] += 1
         self._records.append(
             self._record(
                 order, self._gatherer, self._connection, self._generation, channel, sid, seq, False, ticker or self._nobody,
@@ -266,7 +268,7 @@ class Session(Generic[Record]):
             # The stream of trades needs no snapshot: it can be vouched for again from this frame on.
             self._note(RESUME, subscription, subscription.markets, resumed_us, now_us)
         elif subscription.channel == LIFECYCLE:
-            self.missed_lifecycle = True
+            self.missed_lifecycle = self.stirred = True
 
     def _break(self, subscription: _Subscription, cause: str, now_us: int) -> None:
         if subscription.channel in (BOOK, TRADES):
@@ -338,6 +340,7 @@ class Session(Generic[Record]):
         if kind in messages.LIFECYCLE_TYPES:
             try:
                 self._lifecycle.append(messages.parse_lifecycle(message))
+                self.stirred = True
             except UnparsableFrame as error:
                 self._trouble("unparsable", str(error))
         elif kind == "subscribed":
@@ -397,6 +400,7 @@ class Session(Generic[Record]):
 
     def _send_subscribe(self, channels: Sequence[str], tickers: Sequence[str], now_us: int) -> None:
         self._commands.append(commands.subscribe(self._next_id, channels, tickers))
+        self.stirred = True
         self._pending[self._next_id] = _Pending(_SUBSCRIBE, tickers, now_us + REPLY_US, set(channels))
         self._next_id += 1
 
@@ -404,6 +408,7 @@ class Session(Generic[Record]):
         for start in range(0, len(tickers), BATCH):
             batch = tickers[start : start + BATCH]
             self._commands.append(commands.update(self._next_id, subscription.sid, action, batch))
+            self.stirred = True
             self._pending[self._next_id] = _Pending(action, batch, now_us + REPLY_US, {subscription.channel}, tries)
             self._next_id += 1
         if action == commands.ADD:
@@ -510,6 +515,7 @@ class Session(Generic[Record]):
     def _trouble(self, kind: str, why: str) -> None:
         self._counts[kind] += 1
         self._troubles.append((kind, why))
+        self.stirred = True
 
     def _fail(self, cause: str, why: str) -> None:
         self._trouble("failed", why)
@@ -517,6 +523,7 @@ class Session(Generic[Record]):
 
 
 _SUBSCRIBE: Final = "subscribe"
+_COUNTED: Final = {BOOK: "book_frames", TRADES: "trade_frames", TICKERS: "ticker_frames", LIFECYCLE: "lifecycle_frames"}
 _ABSENT: Final = object()
 _NO_MESSAGE: Final = Envelope("", -1, -1, "", 0, 0, {})
 _BOOK_TYPES: Final = frozenset({messages.DELTA, messages.SNAPSHOT})

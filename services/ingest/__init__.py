@@ -1,0 +1,12 @@
+"""One gatherer: captures every market of the exchange into kalshi.raw.v1, byte for byte.
+
+Reads: the exchange's websocket (order books, trades, tickers, lifecycle) and its REST list of markets.
+Writes: kalshi.raw.v1 alone: every frame verbatim with its provenance, and where a connection could not vouch for a market (a hole
+in a sid's seq, a lost connection, a dead subscription) a BREAK under that market's key, before anything that came after.
+Guarantees: frames of a connection stand in the topic in order of receipt; nothing received is left out, also not what cannot be
+parsed; a loss is never unsaid. While Kafka is away frames wait in memory (KB_BUFFER_BYTES), then the sockets are not read, and
+the exchange cuts them: that is a BREAK too (broker_outage). A killed process says no BREAK; its next generation shows.
+On SIGTERM: stops reading, breaks every market held, closes its sockets with 1000, flushes, exits 0.
+Scale: one process takes one core. More of them, each with its own KB_GATHERER, capture the same markets once more.
+State: none; the exchange tells everything again.
+"""

@@ -1,0 +1,310 @@
+"""One websocket to the exchange, opened again as often as it ends: the I/O around `kalshibook_core.kalshi.session`.
+
+Backpressure: a frame is taken from the socket only while the producer has room. Past its bound the socket is not read, the
+exchange cuts it in the end, and the breaks that follow say broker_outage.
+"""
+
+import asyncio
+import math
+import random
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import structlog
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
+
+from kalshibook_core.kafka import topics
+from kalshibook_core.kafka.producer import Producer
+from kalshibook_core.kalshi.messages import Lifecycle
+from kalshibook_core.kalshi.session import Session
+from kalshibook_core.runtime import clock, logs
+from kalshibook_core.wire import codec
+from kalshibook_core.wire.events import Cause, RawFrame
+from services.ingest.pace import Pace, backoff
+from services.ingest.rest import date_skew_us, refusal
+from services.ingest.settings import Settings
+
+LARGEST_FRAME: Final = 4 * 1024 * 1024
+TICK_SECONDS: Final = 0.5
+STALL_SECONDS: Final = 1.0
+"""Standing still for the broker longer than this may be why the exchange cuts us."""
+
+EXCUSE_SECONDS: Final = 60.0
+"""For so long after such a stall it is taken to be the reason."""
+
+_log = structlog.get_logger()
+
+
+class Connection:
+    """Connection `number` of the gatherer, with the markets placed on it."""
+
+    def __init__(
+        self,
+        number: int,
+        settings: Settings,
+        producer: Producer,
+        counts: Counter[str],
+        rng: random.Random,
+        *,
+        on_lifecycle: Callable[[list[Lifecycle]], None] | None = None,
+        on_missed: Callable[[], None] | None = None,
+    ) -> None:
+        """With `on_lifecycle` it carries the lifecycle channel as well; `on_missed` is called where some of that was lost."""
+        self.number = number
+        self.markets: dict[str, int | None] = {}
+        self._settings = settings
+        self._producer = producer
+        self._counts = counts
+        self._rng = rng
+        self._on_lifecycle = on_lifecycle
+        self._on_missed = on_missed
+        self._session: Session[RawFrame] | None = None
+        self._generation = 0
+        self._failures = 0
+        self._commands: deque[bytes] = deque()
+        self._to_send = asyncio.Event()
+        self._ended: asyncio.Future[str] | None = None
+        self._stalling = False
+        self._stalled_at = -math.inf
+
+    @property
+    def connected(self) -> bool:
+        """True while a generation lives."""
+        return self._session is not None
+
+    @property
+    def settled(self) -> bool:
+        """True when all that is placed here is subscribed."""
+        return self._session is not None and self._session.settled and self._session.markets >= len(self.markets)
+
+    def place(self, markets: Mapping[str, int | None]) -> None:
+        """Capture these markets as well (values: `Session.subscribe`)."""
+        self.markets.update(markets)
+        if self._session is not None:
+            self._session.subscribe(markets, clock.now_us())
+            self._hand_over()
+
+    def release(self, tickers: list[str]) -> None:
+        """Capture these markets no longer."""
+        for ticker in tickers:
+            self.markets.pop(ticker, None)
+        if self._session is not None:
+            self._session.unsubscribe(tickers, clock.now_us())
+            self._hand_over()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Stay connected until `stop` is set."""
+        while not stop.is_set():
+            socket = await self._open()
+            if socket is not None:
+                await self._live(socket, stop)
+                self._counts["reconnects"] += not stop.is_set()
+            if not stop.is_set():
+                await _either(stop, backoff(self._failures, self._rng))
+                self._failures += 1
+                await self._producer.room()  # while Kafka is away a new generation would only be cut as well
+
+    async def _open(self) -> ClientConnection | None:
+        """Shake hands, signing anew; None where that failed, which is told."""
+        url = self._settings.ws_url
+        headers = self._settings.credentials.headers(clock.now_us() // 1000, "GET", urlsplit(url).path)
+        try:
+            return await connect(
+                url,
+                additional_headers=headers,
+                create_connection=_Socket,
+                compression=None,
+                max_size=LARGEST_FRAME,
+                max_queue=256,
+                ping_interval=None,  # the exchange pings; the watchdog listens
+                close_timeout=1,
+                proxy=None,
+            )
+        except InvalidStatus as error:
+            self._refused(error.response.status_code, bytes(error.response.body), error.response.headers.get("Date"))
+        except (OSError, TimeoutError, EOFError, InvalidHandshake) as error:
+            self._tell("connect_failed", why=f"{type(error).__name__}: {error}", url=url)
+        except InvalidURI as error:
+            raise ValueError(f"KB_KALSHI_WS_URL: {error}") from error
+        self._counts["handshakes_failed"] += 1
+        return None
+
+    def _refused(self, status: int, body: bytes, date: str | None) -> None:
+        said = refusal(body)
+        hints = {
+            "header_timestamp_expired": "set this machine's clock",
+            "INCORRECT_API_KEY_SIGNATURE": "KALSHI_PRIVATE_KEY_PATH is not the key of KALSHI_API_KEY_ID",
+            "NOT_FOUND": "KALSHI_API_KEY_ID is unknown there; demo and production have keys of their own",
+        }
+        skew_us = date_skew_us(date, clock.now_us())
+        self._tell(
+            "handshake_refused",
+            status=status,
+            said=said,
+            do=next((hint for word, hint in hints.items() if word in said), ""),
+            exchange_clock_ahead_seconds=None if skew_us is None else round(skew_us / 1e6, 1),
+        )
+
+    async def _live(self, socket: ClientConnection, stop: asyncio.Event) -> None:
+        """One generation: from the handshake to the breaks that end it."""
+        now_us = clock.now_us()
+        skew_us = date_skew_us(socket.response.headers.get("Date") if socket.response else None, now_us)
+        self._generation = max(now_us, self._generation + 1)
+        session = Session(
+            RawFrame, self._settings.gatherer, self.number, self._generation, skew_us=skew_us or 0, counts=self._counts
+        )
+        self._session = session
+        self._commands.clear()
+        self._ended = asyncio.get_running_loop().create_future()
+        _log.info("connected", connection=self.number, generation=self._generation, skew_seconds=round((skew_us or 0) / 1e6, 1))
+        if self._on_lifecycle is not None:
+            session.subscribe_lifecycle(now_us)
+        session.subscribe(self.markets, now_us)
+        self._hand_over()
+        cause: str = Cause.DISCONNECT
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                parts = (self._read(socket), self._write(socket), self._watch(socket), self._until(stop))
+                running = [tasks.create_task(part) for part in parts]
+                cause = await self._ended
+                for task in running:
+                    task.cancel()
+        finally:
+            # Also where the process is about to fail: what the producer holds is still delivered if Kafka is there.
+            if self._excused and not stop.is_set():
+                cause = Cause.BROKER_OUTAGE
+            session.connection_lost(cause, clock.now_us())
+            self._publish(session)
+            self._session = None
+        if not stop.is_set():
+            _log.warning("connection_ended", connection=self.number, cause=cause, markets=len(self.markets))
+            if self._on_missed is not None:
+                self._on_missed()
+        await socket.close()
+
+    async def _read(self, socket: ClientConnection) -> None:
+        session, producer, counts = self._session, self._producer, self._counts
+        assert session is not None
+        high = self._settings.buffer_bytes
+        receive, take, now_us = socket.recv, session.receive_frame, clock.now_us
+        try:
+            while True:
+                frame = await receive(decode=False)
+                take(frame, now_us())
+                counts["frames"] += 1
+                counts["bytes"] += len(frame)
+                self._publish(session)
+                if session.stirred:
+                    self._hand_over()
+                if producer.buffered > high:
+                    await self._stall()
+        except ConnectionClosed:
+            self._end(Cause.DISCONNECT)
+
+    def _publish(self, session: Session[RawFrame]) -> None:
+        add, encode = self._producer.add, codec.encode
+        for record in session.records_to_publish():
+            add(topics.RAW, record.market_ticker.encode(), encode(record), record.recv_us // 1000)
+
+    def _hand_over(self) -> None:
+        """Take from the session whatever is not a frame's own record."""
+        session = self._session
+        assert session is not None
+        session.stirred = False
+        self._publish(session)
+        commands = session.commands_to_send()
+        if commands:
+            self._commands.extend(commands)
+            self._to_send.set()
+        heard = session.lifecycle_received()
+        if heard and self._on_lifecycle is not None:
+            self._on_lifecycle(heard)
+        if session.missed_lifecycle and self._on_missed is not None:
+            session.missed_lifecycle = False
+            self._on_missed()
+        for kind, why in session.troubles_seen():
+            self._tell(kind, why=why)
+        if session.failed is not None:
+            self._end(session.failed)
+
+    async def _write(self, socket: ClientConnection) -> None:
+        pace = Pace(self._settings.commands_per_second)
+        try:
+            while True:
+                await self._to_send.wait()
+                while self._commands:
+                    await asyncio.sleep(pace.wait(clock.monotonic()))
+                    await socket.send(self._commands.popleft(), text=True)
+                    self._counts["commands"] += 1
+                self._to_send.clear()
+        except ConnectionClosed:
+            return  # the reader sees it too, after what had arrived before
+
+    async def _watch(self, socket: ClientConnection) -> None:
+        """Keep the session's deadlines, and hear silence: a ping comes every 10 s (Kalshi docs, "Connection keep-alive")."""
+        assert isinstance(socket, _Socket) and self._session is not None
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            self._session.due(clock.now_us())
+            self._hand_over()
+            if self._session.settled:
+                self._failures = 0
+            if self._excused:
+                socket.heard_at = clock.monotonic()  # nothing is heard while nothing is read
+            elif clock.monotonic() - socket.heard_at > self._settings.silence_seconds:
+                self._end(Cause.SILENT_SOCKET)
+
+    async def _until(self, stop: asyncio.Event) -> None:
+        await stop.wait()
+        self._end(Cause.DISCONNECT)
+
+    async def _stall(self) -> None:
+        """Wait for the broker, with the socket unread."""
+        try:
+            async with asyncio.timeout(STALL_SECONDS):
+                await self._producer.room()
+            return
+        except TimeoutError:
+            self._tell("broker_stalls", buffered=self._producer.buffered)
+        self._stalling = True
+        try:
+            await self._producer.room()
+        finally:
+            self._stalling = False
+            self._stalled_at = clock.monotonic()
+
+    @property
+    def _excused(self) -> bool:
+        return self._stalling or clock.monotonic() - self._stalled_at < EXCUSE_SECONDS
+
+    def _end(self, cause: str) -> None:
+        if self._ended is not None and not self._ended.done():
+            self._ended.set_result(cause)
+
+    def _tell(self, event: str, **fields: Any) -> None:
+        if logs.once_a_minute(event):
+            _log.warning(event, connection=self.number, **fields)
+
+
+class _Socket(ClientConnection):
+    """A client connection that notes when it last heard anything, pings included."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.heard_at = clock.monotonic()
+
+    def data_received(self, data: bytes) -> None:
+        self.heard_at = clock.monotonic()
+        super().data_received(data)
+
+
+async def _either(stop: asyncio.Event, seconds: float) -> None:
+    """Wait for `stop`, at most so long."""
+    try:
+        async with asyncio.timeout(seconds):
+            await stop.wait()
+    except TimeoutError:
+        return

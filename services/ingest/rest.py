@@ -1,0 +1,109 @@
+"""The exchange's REST API, asked politely: signed, only so many requests a second, backing off when told to and when it fails.
+
+A request is tried until it is answered: there is nothing else to do without the answer, and the websockets do not wait for it.
+"""
+
+import asyncio
+import random
+from collections import Counter
+from email.utils import parsedate_to_datetime
+from typing import Any, NamedTuple, Self
+from urllib.parse import urlsplit
+
+import httpx
+import orjson
+import structlog
+
+from kalshibook_core.kalshi import markets, signing
+from kalshibook_core.runtime import clock, logs
+from services.ingest.pace import Pace, backoff
+
+_log = structlog.get_logger()
+
+
+class Answer(NamedTuple):
+    """A body that came at the local time `at_us`; `path` is from the host's root, query included."""
+
+    path: str
+    body: Any
+    at_us: int
+    skew_us: int | None
+
+
+class Refused(Exception):
+    """The exchange will not answer this request however often it is asked."""
+
+
+class Rest:
+    """A client of one exchange."""
+
+    def __init__(self, url: str, credentials: signing.Credentials, rate: float, rng: random.Random, counts: Counter[str]) -> None:
+        """`rate` is requests a second."""
+        self._url = url
+        self._root = urlsplit(url).path
+        self._credentials = credentials
+        self._pace = Pace(rate)
+        self._rng = rng
+        self._counts = counts
+        self._client = httpx.AsyncClient(timeout=10.0, trust_env=False)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._client.aclose()
+
+    async def get(self, path: str, **query: str) -> Answer:
+        """Return the answer to GET `path`; raise Refused for a 4xx that is neither 401 (it is told) nor 429."""
+        request = self._client.build_request("GET", self._url + path, params={k: v for k, v in query.items() if v})
+        asked = request.url.raw_path.decode()
+        failures = 0
+        while True:
+            await asyncio.sleep(self._pace.wait(clock.monotonic()))
+            why = await self._attempt(request, asked)
+            if isinstance(why, Answer):
+                return why
+            failures += 1
+            self._counts["rest_retries"] += 1
+            if logs.once_a_minute(f"rest {why}"):
+                _log.warning("rest_failed", path=path, why=why, failures=failures)
+            await asyncio.sleep(backoff(failures, self._rng))
+
+    async def _attempt(self, request: httpx.Request, asked: str) -> Answer | str:
+        self._counts["rest_requests"] += 1
+        now_us = clock.now_us()
+        request.headers.update(self._credentials.headers(now_us // 1000, "GET", asked))
+        try:
+            response = await self._client.send(request)
+            if response.status_code == httpx.codes.OK:
+                at_us = clock.now_us()
+                return Answer(asked, orjson.loads(response.content), at_us, date_skew_us(response.headers.get("Date"), at_us))
+        except httpx.HTTPError as error:
+            return f"{type(error).__name__}: {error}"
+        except orjson.JSONDecodeError:
+            return "the answer is not JSON"
+        code = response.status_code
+        if code in (httpx.codes.UNAUTHORIZED, httpx.codes.TOO_MANY_REQUESTS) or code >= 500:
+            return f"HTTP {code}: {refusal(response.content)}"
+        raise Refused(f"GET {asked}: HTTP {code}: {refusal(response.content)}")
+
+
+def date_skew_us(date: str | None, now_us: int) -> int | None:
+    """Return the exchange's clock minus the local one by a Date header, None where it is missing or broken."""
+    try:
+        return markets.skew_us(round(parsedate_to_datetime(date or "").timestamp()) * 1_000_000, now_us)
+    except ValueError:
+        return None
+
+
+def refusal(body: bytes) -> str:
+    """Return what an error body says, whichever of the exchange's forms it has (nested, flat, bare)."""
+    try:
+        said = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return body[:200].decode(errors="replace").strip()
+    error = said.get("error", said) if isinstance(said, dict) else said
+    if not isinstance(error, dict):
+        return str(error)[:200]
+    words = (error.get(name) for name in ("code", "message", "msg", "details"))
+    return " ".join(dict.fromkeys(str(word) for word in words if word))[:200]

@@ -1,0 +1,94 @@
+"""What the gatherer is told by its environment.
+
+KALSHI_API_KEY_ID        id of the Kalshi API key (a key of scope "read" is enough)
+KALSHI_PRIVATE_KEY_PATH  file of its RSA private key, PEM
+KB_KALSHI_ENV            demo or prod: which exchange (demo), unless the two addresses are given:
+KB_KALSHI_WS_URL         websocket address
+KB_KALSHI_REST_URL       REST address, version included
+KB_GATHERER              name of this gatherer in the provenance of its frames (g1)
+KB_CONNECTIONS           most websocket connections to open (150)
+KB_SUBSCRIPTIONS_PER_CONNECTION  most markets on one connection (7500)
+KB_MARKET_STATUSES       REST statuses of the markets to capture (open,unopened)
+KB_RECONCILE_SECONDS     how often the list of markets is read anew (300)
+KB_REQUESTS_PER_SECOND   REST requests a second at most (10)
+KB_COMMANDS_PER_SECOND   websocket commands a second and connection at most (100)
+KB_BUFFER_BYTES          frames kept in memory while Kafka is away (268435456)
+KB_SILENCE_SECONDS       without a frame or a ping for so long, a connection counts as dead (30)
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+from kalshibook_core.kafka.cluster import Cluster
+from kalshibook_core.kalshi import signing
+from kalshibook_core.runtime import settings
+from kalshibook_core.runtime.settings import ConfigurationError, Environment
+
+HOSTS: Final = {
+    "demo": ("wss://external-api-ws.demo.kalshi.co/trade-api/ws/v2", "https://external-api.demo.kalshi.co/trade-api/v2"),
+    "prod": ("wss://external-api-ws.kalshi.com/trade-api/ws/v2", "https://external-api.kalshi.com/trade-api/v2"),
+}
+"""Kalshi docs, "API environments"."""
+
+STATUSES: Final = frozenset({"unopened", "open", "paused", "closed", "settled"})
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """See the module; durations in seconds."""
+
+    cluster: Cluster
+    credentials: signing.Credentials
+    ws_url: str
+    rest_url: str
+    gatherer: str = "g1"
+    connections: int = 150
+    subscriptions_per_connection: int = 7500
+    statuses: tuple[str, ...] = ("open", "unopened")
+    reconcile_seconds: float = 300
+    requests_per_second: float = 10
+    commands_per_second: float = 100
+    buffer_bytes: int = 256 * 1024 * 1024
+    silence_seconds: float = 30
+    health_host: str = "127.0.0.1"
+    health_port: int = 0
+
+
+def from_env(env: Environment) -> Settings:
+    """Read the settings; raise ConfigurationError naming the variable that is missing or makes no sense."""
+    ws_url, rest_url = HOSTS[settings.one_of(env, "KB_KALSHI_ENV", tuple(HOSTS), "demo")]
+    statuses = tuple(word for word in settings.text(env, "KB_MARKET_STATUSES", "open,unopened").split(",") if word)
+    if not set(statuses) <= STATUSES:
+        raise ConfigurationError(f"KB_MARKET_STATUSES is {','.join(statuses)!r}; it may name {', '.join(sorted(STATUSES))}")
+    return Settings(
+        cluster=settings.cluster(env),
+        credentials=_credentials(env),
+        ws_url=_url(env, "KB_KALSHI_WS_URL", ws_url, ("ws://", "wss://")),
+        rest_url=_url(env, "KB_KALSHI_REST_URL", rest_url, ("http://", "https://")),
+        gatherer=settings.text(env, "KB_GATHERER", "g1"),
+        connections=settings.integer(env, "KB_CONNECTIONS", 150, minimum=1),
+        subscriptions_per_connection=settings.integer(env, "KB_SUBSCRIPTIONS_PER_CONNECTION", 7500, minimum=1),
+        statuses=statuses,
+        reconcile_seconds=settings.seconds(env, "KB_RECONCILE_SECONDS", 300, minimum=1),
+        requests_per_second=settings.seconds(env, "KB_REQUESTS_PER_SECOND", 10, minimum=0.1),
+        commands_per_second=settings.seconds(env, "KB_COMMANDS_PER_SECOND", 100, minimum=1),
+        buffer_bytes=settings.integer(env, "KB_BUFFER_BYTES", 256 * 1024 * 1024, minimum=1024 * 1024),
+        silence_seconds=settings.seconds(env, "KB_SILENCE_SECONDS", 30, minimum=1),
+        health_host=settings.health_host(env),
+        health_port=settings.health_port(env),
+    )
+
+
+def _credentials(env: Environment) -> signing.Credentials:
+    key_id = settings.required(env, "KALSHI_API_KEY_ID")
+    try:
+        return signing.Credentials(key_id, signing.load_private_key(settings.file(env, "KALSHI_PRIVATE_KEY_PATH").read_bytes()))
+    except (signing.UnusableKey, OSError) as error:
+        raise ConfigurationError(f"KALSHI_PRIVATE_KEY_PATH: {error}") from error
+
+
+def _url(env: Environment, name: str, default: str, schemes: tuple[str, ...]) -> str:
+    url = settings.text(env, name, default).rstrip("/")
+    if not url.startswith(schemes):
+        raise ConfigurationError(f"{name} is {url!r}; it must begin with {' or '.join(schemes)}")
+    return url
