@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import http.server
 import io
+import json
 import os
 import signal
 import socket
@@ -155,12 +156,9 @@ async def test_what_a_killed_supervisor_left_is_replaced_and_keeps_its_content(t
     told = dict(line.removeprefix("export ").strip().split("=", 1) for line in lines)
     addresses = Addresses(told["KB_KAFKA_BROKERS"], told["KB_POSTGRES_DSN"], told["KB_REDIS_URL"])
     await write(addresses)
-    async with cache(addresses) as client:
-        # appendfsync everysec: what the process itself wrote outlives its supervisor's death all the same
-        await client.set("kept", "set")
     supervisor.kill()
     await supervisor.wait()
-    orphans = [psutil.Process(int(path.read_text().split('"pid": ')[1].split(",")[0])) for path in (tmp_path / "pids").iterdir()]
+    orphans = [_recorded(path) for path in (tmp_path / "pids").iterdir()]
     assert len(orphans) == 3
     assert all(orphan.is_running() for orphan in orphans)
 
@@ -238,6 +236,10 @@ async def test_nothing_is_started_where_all_is_given(tmp_path: Path) -> None:
         assert stack.addresses == Addresses("127.0.0.1:1", "postgresql://127.0.0.1:1/none", "redis://127.0.0.1:1/0")
 
 
+def _recorded(pid_file: Path) -> psutil.Process:
+    return psutil.Process(json.loads(pid_file.read_text())["pid"])
+
+
 def _bare_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("KB_")}  # noqa: TID251
 
@@ -271,6 +273,21 @@ async def test_exec_passes_a_signal_on_and_then_stops_everything(tmp_path: Path,
     child.send_signal(number)
     out, _ = await child.communicate()
     assert (out, child.returncode) == (b"asked\n", 5)
+    assert not list((tmp_path / "pids").iterdir())
+
+
+async def test_run_stops_everything_on_the_first_signal_and_is_not_hurried_by_the_second(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "kalshibook_tools.stack", "run", "--home", str(tmp_path)]
+    env = _bare_environment() | {"KB_KAFKA_BROKERS": "x", "KB_POSTGRES_DSN": "y"}
+    child = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, env=env)
+    assert child.stdout is not None
+    assert await child.stdout.readline() == b"export KB_KAFKA_BROKERS=x\n"
+    server = _recorded(tmp_path / "pids" / "redis")
+    child.send_signal(signal.SIGINT)
+    child.send_signal(signal.SIGINT)
+    await child.communicate()
+    assert child.returncode == 0
+    assert not server.is_running()
     assert not list((tmp_path / "pids").iterdir())
 
 
