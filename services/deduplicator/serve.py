@@ -184,7 +184,7 @@ class Member:
                 if topic is None:
                     assert isinstance(event, Gap)
                     topic = topics.BOOK if event.version else topics.TRADES
-                add(topic, key, encode(event))
+                add(topic, key, encode(event), record.timestamp)
 
     def _foreign(self, partition: Partition, record: Record, why: str) -> None:
         self._tally["foreign_records"] += 1

@@ -1,0 +1,195 @@
+"""The real deduplicator on a real broker, killed, joined and frozen in mid-stream: its topics are those of a quiet run."""
+
+import asyncio
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from kalshibook_core.kafka import topics
+from kalshibook_core.kafka.cluster import Cluster
+from kalshibook_core.kafka.consumer import Consumer
+from kalshibook_core.kafka.producer import Producer
+from kalshibook_core.kafka.reader import read_partition
+from kalshibook_core.orderbook.checksum import to_signed
+from kalshibook_core.wire import codec
+from kalshibook_core.wire.events import BookDelta, BookSnapshot, Checkpoint, Gap, Lifecycle, MarketMemory, RawFrame, Ticker, Trade
+from services.deduplicator.partition import Partition
+from tests.unit.deduplicator.source import T0, Source
+
+DEADLINE = 120
+FRAMES = 4000
+WRITTEN = (topics.BOOK, topics.TRADES, topics.TICKERS, topics.LIFECYCLE, topics.MEMORY)
+Streams = dict[tuple[str, int], list[object]]
+
+
+def life(seed: int) -> Iterator[RawFrame]:
+    """Nine markets of one gatherer: deltas that mostly fit, trades, breaks with and without a word, definitions, junk."""
+    rng = random.Random(seed)
+    sources = [Source(ticker=f"KXKILL-{n}.5") for n in range(9)]
+    for n in range(FRAMES):
+        g = rng.choice(sources)
+        at = n * 1000
+        match rng.choices(range(9), [70, 2, 2, 10, 1, 1, 2, 1, 1])[0]:
+            case 0:
+                yield g.delta(at, rng.choice(["yes", "no"]), rng.randrange(100, 9900, 100), rng.randrange(-2, 60))
+            case 1 | 2 as solicited:
+                levels = {rng.randrange(100, 9900, 100): rng.randrange(1, 99) for _ in range(rng.randrange(9))}
+                yield g.snapshot(at, levels, {}, solicited == 2)
+            case 3:
+                yield g.trade(at, f"{g.ticker}-{rng.randrange(200)}")
+            case 4:
+                yield g.broken(at, rng.choice(["orderbook_delta", "trade"]))
+            case 5:
+                yield g.resumed(at)
+            case 6:
+                yield g.lifecycle(at, event_type="metadata_updated", floor_strike=rng.randrange(3))
+            case 7:
+                g.generation = T0 + at
+                yield g.snapshot(at, {5000: 1}, {})
+            case 8:
+                yield g.raw("FRAME", "orderbook_delta", at, b"\xff not a message")
+
+
+async def publish(cluster: Cluster, seed: int) -> None:
+    async with Producer(cluster) as producer:
+        for raw in life(seed):
+            producer.add(topics.RAW, raw.market_ticker.encode(), codec.encode(raw))
+        producer.add(topics.RAW, b"KXKILL-0.5", b"not ours")
+        producer.add(topics.RAW, b"KXKILL-1.5", codec.encode(next(life(seed)))[:-9])
+
+
+async def quiet(cluster: Cluster) -> Streams:
+    """What the pure core makes of the raw topic, uninterrupted."""
+    made: Streams = {(topic.name, p): [] for topic in WRITTEN for p in range(cluster.partitions)}
+    kinds = {BookSnapshot: "book", BookDelta: "book", Trade: "trades", Ticker: "tickers", Lifecycle: "lifecycle"}
+    for number in range(cluster.partitions):
+        partition = Partition()
+        async for record in read_partition(cluster, topics.RAW, number):
+            try:
+                raw = codec.decode(record.value)
+            except codec.Undecodable:
+                continue
+            for event in partition.receive(raw, record.offset):
+                if isinstance(event, MarketMemory):
+                    name = topics.MEMORY.name
+                else:
+                    name = f"kalshi.{kinds.get(type(event)) or ('book' if event.version else 'trades')}.v1"  # type: ignore[union-attr]
+                made[name, number].append(event)
+    return made
+
+
+async def written(cluster: Cluster) -> Streams:
+    return {
+        (topic.name, p): [codec.decode(record.value) async for record in read_partition(cluster, topic, p)]
+        for topic in WRITTEN
+        for p in range(cluster.partitions)
+    }
+
+
+@contextmanager
+def deduplicator(cluster: Cluster, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    env = {
+        **os.environ,  # noqa: TID251
+        "KB_KAFKA_BROKERS": cluster.brokers,
+        "KB_TOPIC_PREFIX": cluster.prefix,
+        "KB_KAFKA_PARTITIONS": str(cluster.partitions),
+        "KB_DEDUPLICATOR_BATCH": "40",
+        "KB_DEDUPLICATOR_LINGER_MS": "0",
+    }
+    with log.open("ab") as out:
+        process = subprocess.Popen([sys.executable, "-m", "services.deduplicator"], env=env, stderr=out)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+class Progress:
+    """How many canonical book events are committed, as a reader sees it."""
+
+    def __init__(self, consumer: Consumer, processes: list[subprocess.Popen[bytes]]) -> None:
+        self._consumer = consumer
+        self.processes = processes
+        self.count = 0
+
+    async def reach(self, count: int) -> None:
+        async with asyncio.timeout(DEADLINE):
+            while self.count < count:
+                assert all(process.poll() is None for process in self.processes), "a deduplicator ended by itself"
+                self.count += sum(map(len, (await self._consumer.poll(timeout_ms=100)).values()))
+
+
+async def save_checkpoints(cluster: Cluster) -> None:
+    """What a reconstructor would have saved by now."""
+    async with Producer(cluster) as producer:
+        for number in range(cluster.partitions):
+            partition, end = Partition(), 0
+            offsets: dict[str, int] = {}
+            async for record in read_partition(cluster, topics.BOOK, number):
+                event, end = codec.decode(record.value), record.offset + 1
+                partition.replay(event)
+                offsets[event.market_ticker] = record.offset
+            for ticker, at in offsets.items():
+                log = partition.markets[ticker].book
+                checksum = to_signed(log.book.checksum)
+                saved = Checkpoint(
+                    ticker, log.version, log.effective_us, list(log.book.yes), list(log.book.no), checksum,
+                    log.gap_start_us, log.gap_cause, *log.leader, at, end,
+                )  # fmt: skip
+                producer.add(topics.CHECKPOINTS, ticker.encode(), codec.encode(saved))
+
+
+async def expect(cluster: Cluster, expected: Streams, progress: Progress) -> None:
+    await progress.reach(sum(len(events) for (name, _), events in expected.items() if name == topics.BOOK.name))
+    async with asyncio.timeout(DEADLINE):
+        while (shown := await written(cluster)) != expected:  # the last transactions of other topics may be under way
+            assert all(events == expected[where][: len(events)] for where, events in shown.items())
+
+
+async def test_killed_at_random_points_it_writes_what_it_would_have_written(cluster: Cluster, tmp_path: Path) -> None:
+    rng = random.Random(3)
+    await publish(cluster, seed=3)
+    expected = await quiet(cluster)
+    total = sum(len(events) for (name, _), events in expected.items() if name == topics.BOOK.name)
+    assert any(isinstance(event, Gap) for events in expected.values() for event in events)
+    async with Consumer(cluster, [topics.BOOK]) as reader:
+        progress = Progress(reader, [])
+        for part in range(1, 5):
+            with deduplicator(cluster, tmp_path / "log") as process:
+                progress.processes = [process]
+                await progress.reach(max(progress.count + 1, total * part // 6 + rng.randrange(-50, 50)))
+                process.kill()
+            progress.processes = []
+            assert progress.count < total  # it was killed in mid-stream
+            if part % 2:
+                await save_checkpoints(cluster)
+        with deduplicator(cluster, tmp_path / "log") as process:
+            progress.processes = [process]
+            await expect(cluster, expected, progress)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(30) == 0, (tmp_path / "log").read_text()
+
+
+async def test_a_second_process_joins_and_a_frozen_one_comes_back(cluster: Cluster, tmp_path: Path) -> None:
+    await publish(cluster, seed=4)
+    expected = await quiet(cluster)
+    total = sum(len(events) for (name, _), events in expected.items() if name == topics.BOOK.name)
+    async with Consumer(cluster, [topics.BOOK]) as reader:
+        progress = Progress(reader, [])
+        with deduplicator(cluster, tmp_path / "a") as a:
+            progress.processes = [a]
+            await progress.reach(total // 5)
+            with deduplicator(cluster, tmp_path / "b") as b:
+                await progress.reach(total // 3)
+                a.send_signal(signal.SIGSTOP)  # holds its state, and maybe a transaction, while b takes over
+                progress.processes = [b]
+                await progress.reach(total // 2)
+                a.send_signal(signal.SIGCONT)
+                progress.processes = [a, b]
+                await expect(cluster, expected, progress)
