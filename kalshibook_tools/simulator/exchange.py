@@ -143,8 +143,8 @@ class Exchange:
                 lost += 1
                 continue
             if self.faults.armed:
-                payloads = self.faults.shape(subscription, frame, ticker, self.clock_us())
-                sent, lost = (sent + 1, lost) if payloads else (sent, lost + 1)
+                payloads, is_lost = self.faults.shape(subscription, frame, ticker, self.clock_us())
+                sent, lost = (sent, lost + 1) if is_lost else (sent + 1, lost)
                 for payload in payloads:
                     connection.enqueue(payload)
                 continue

@@ -88,8 +88,8 @@ class Faults:
         self.http_502 = self.http_429 = 0
         self.clock_skew_us = 0
 
-    def shape(self, subscription: Subscription, frame: Frame, ticker: str, now_us: int) -> list[bytes]:
-        """Return what the subscription really gets instead of this one frame, in order; nothing if it is lost."""
+    def shape(self, subscription: Subscription, frame: Frame, ticker: str, now_us: int) -> tuple[list[bytes], bool]:
+        """Return what the subscription gets now instead of this one frame, in order, and whether the frame is lost."""
         before: list[bytes] = []
         after: list[bytes] = []
         lost = False
@@ -111,13 +111,13 @@ class Faults:
                     self._spend(fault)
                 case "reorder" if fault.held is None:
                     fault.held = payload
-                    return before
+                    return before, False
                 case "reorder" if fault.held is not None:
                     after.append(fault.held)
                     fault.held = None
                     self._spend(fault)
         payload = payload if payload is not None else subscription.payload(frame)
-        return before + ([] if lost else [payload]) + after
+        return before + ([] if lost else [payload]) + after, lost
 
     def arm(self, fault: Fault) -> None:
         """Put a frame fault in force."""

@@ -135,7 +135,7 @@ class Playback:
         self._restart_pace(recv_ms)
 
     async def _drop(self, died_ms: int) -> None:
-        """The recorder's connection died: so do all of ours. A market whose recording goes on with a snapshot has no book until then."""
+        """The recorder's connection died: so do ours. A market whose recording goes on with a snapshot has no book until then."""
         _log.info("the recorder's connection had died here: connections are dropped", recv_ms=died_ms)
         await self._server.drop_connections()
         self._exchange.forget_books(

@@ -37,10 +37,9 @@ class Played(NamedTuple):
 
 @dataclass(slots=True)
 class Recorded:
-    """One market of the recording: how many frames, when it begins, and its definition then and at the end."""
+    """One market of the recording: how many frames, its definition at the beginning and at the end."""
 
     frames: int
-    first_ms: int
     market_id: str
     body: dict[str, Any]
     event: dict[str, Any]
@@ -96,17 +95,16 @@ def scan(paths: tuple[Path, ...]) -> Recording:
         if first_ms >= 0:
             files.append((first_ms, path))
     if not files:
-        raise UnreadableRecording(
-            f"no frame in {', '.join(map(str, paths))}: give .ndjson or .ndjson.gz files, or a folder of them"
-        )
+        where = ", ".join(map(str, paths))
+        raise UnreadableRecording(f"no frame in {where}: give .ndjson or .ndjson.gz files, or a folder of them")
     return Recording(tuple(files), markets, total, _deaths(restarts))
 
 
 def _deaths(restarts: list[tuple[int, int]]) -> tuple[int, ...]:
     """Return the instants after which the recorder's connection was dead, from where each stream's seq began anew.
 
-    One death shows in many streams, in each as a restart somewhere between its last frame before and its first after: restarts whose
-    intervals overlap are one death, and it lies behind the latest frame before.
+    One death shows in many streams, in each as a restart somewhere between its last frame before and its first after: restarts
+    whose intervals overlap are one death, and it lies behind the latest frame before.
     """
     deaths: list[int] = []
     earliest_after = -1
@@ -201,7 +199,7 @@ def _learn(path: Path, recv_ms: int, event: Recordable, envelope: messages.Envel
                 raise UnreadableRecording(f'{kept}: not a REST body {{"event": …, "markets": […]}}: {error!r}') from None
             if final is not None:
                 settled = final if final.get("status") in ("determined", "finalized") else None
-                return Recorded(0, recv_ms, market_id, _before(final), about, settled)
+                return Recorded(0, market_id, _before(final), about, settled)
     body, about = definition(
         ticker,
         open_us=recv_ms * 1000,
@@ -209,7 +207,7 @@ def _learn(path: Path, recv_ms: int, event: Recordable, envelope: messages.Envel
         status="active",
         structure=fitting_structure(event.yes + event.no) if isinstance(event, Snapshot) else "linear_cent",
     )
-    return Recorded(0, recv_ms, market_id, body, about, None)
+    return Recorded(0, market_id, body, about, None)
 
 
 def _before(final: dict[str, Any]) -> dict[str, Any]:

@@ -101,11 +101,15 @@ async def serve(config: Config) -> AsyncIterator[Running]:
         work = trade(flow, server, config.rate, config.duration)
     async with server.listening(config.host, config.port), asyncio.TaskGroup() as tasks:
         running = [tasks.create_task(_told(work, exchange)), tasks.create_task(server.heartbeats())]
+        failure: BaseException | None = None
         try:
             yield Running(config, server)
-        finally:
-            for task in running:
-                task.cancel()
+        except BaseException as error:  # noqa: BLE001  (raised again below, as itself and not inside the task group's exception)
+            failure = error
+        for task in running:
+            task.cancel()
+    if failure is not None:
+        raise failure
 
 
 async def _told(work: Any, exchange: Exchange) -> None:
