@@ -1,6 +1,7 @@
 """Brings the topics into being."""
 
-from typing import Final
+import asyncio
+from typing import Any, Final
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
@@ -12,6 +13,9 @@ MAX_RECORD_BYTES: Final = 8 * 1024 * 1024
 """The largest record batch a topic takes; a frame of the exchange has at most 4 MiB here."""
 
 _OK, _EXISTS = 0, 36  # Kafka protocol error codes NONE and TOPIC_ALREADY_EXISTS
+
+_HEARD_WITHIN_TRIES: Final = 200
+_RETRY_SECONDS: Final = 0.05
 
 
 async def ensure_topics(cluster: Cluster, topics: tuple[Topic, ...] = ALL) -> None:
@@ -26,15 +30,25 @@ async def ensure_topics(cluster: Cluster, topics: tuple[Topic, ...] = ALL) -> No
         for name, code, *detail in answer.topic_errors:
             if code not in (_OK, _EXISTS):
                 raise KafkaFault(f"cannot create topic {name}: error {code} {detail[0] if detail else ''}")
-        for found in await admin.describe_topics([cluster.topic(topic) for topic in topics]):
-            count = len(found["partitions"])
-            if found["error_code"] == _OK and count != cluster.partitions:
+        for name, count in (await _partition_counts(admin, [cluster.topic(topic) for topic in topics])).items():
+            if count != cluster.partitions:
                 raise TopicMismatch(
-                    f"topic {found['topic']} has {count} partitions, KB_KAFKA_PARTITIONS says {cluster.partitions}: "
+                    f"topic {name} has {count} partitions, KB_KAFKA_PARTITIONS says {cluster.partitions}: "
                     "set it to what the topics have; changing their count would send markets to other partitions"
                 )
     finally:
         await admin.close()
+
+
+async def _partition_counts(admin: Any, names: list[str]) -> dict[str, int]:
+    # The controller answers before the brokers have all heard of a new topic, and a producer must not come before that.
+    for _ in range(_HEARD_WITHIN_TRIES):
+        found = await admin.describe_topics(names)
+        if all(topic["error_code"] == _OK for topic in found):
+            return {topic["topic"]: len(topic["partitions"]) for topic in found}
+        await asyncio.sleep(_RETRY_SECONDS)
+    missing = [(topic["topic"], topic["error_code"]) for topic in found if topic["error_code"] != _OK]
+    raise KafkaFault(f"the brokers do not know their own topics, by error code: {missing}")
 
 
 def _new(cluster: Cluster, topic: Topic) -> NewTopic:

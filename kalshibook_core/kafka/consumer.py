@@ -130,6 +130,8 @@ class Consumer:
 
     async def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
         """Commit the next offset to read of each partition. Raises KafkaFault if they are not ours any more."""
+        if not offsets:
+            return
         try:
             await self._kafka.commit(dict(offsets))
         except KafkaError as error:

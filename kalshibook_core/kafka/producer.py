@@ -210,7 +210,8 @@ class Producer:
 
     async def commit_offsets(self, offsets: Mapping[TopicPartition, int], group: str) -> None:
         """Within a transaction: commit the next offsets to read of consumer group `group` (a full name, `Cluster.group`)."""
-        await self._end(self._kafka.send_offsets_to_transaction(dict(offsets), group), "commit offsets")
+        if offsets:
+            await self._end(self._kafka.send_offsets_to_transaction(dict(offsets), group), "commit offsets")
 
     async def _stop(self) -> None:
         if self._failure is None:

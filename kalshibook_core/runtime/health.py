@@ -33,19 +33,30 @@ async def serve(port: int, ready: Ready, counters: ReadCounters, *, service: str
         yield 0
         return
 
+    clients = set[asyncio.Task[None]]()
+
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-            async with asyncio.timeout(_REQUEST_SECONDS):
-                request = await reader.readuntil(b"\r\n\r\n")
-                writer.write(_response(*_requested(request, service, ready, counters)))
-                await writer.drain()
-        writer.close()
+        task = asyncio.current_task()
+        assert task is not None
+        clients.add(task)
+        task.add_done_callback(clients.discard)
+        try:
+            with suppress(OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+                async with asyncio.timeout(_REQUEST_SECONDS):
+                    request = await reader.readuntil(b"\r\n\r\n")
+                    writer.write(_response(*_requested(request, service, ready, counters)))
+                    await writer.drain()
+        finally:
+            writer.close()
 
     server = await asyncio.start_server(connected, host, port, limit=_REQUEST_BYTES)
     try:
         yield server.sockets[0].getsockname()[1]
     finally:
         server.close()
+        for client in clients:
+            client.cancel()
+        await asyncio.gather(*clients, return_exceptions=True)
 
 
 def answer(path: str, service: str, ready: Ready, counters: ReadCounters) -> tuple[HTTPStatus, str, bytes] | None:
