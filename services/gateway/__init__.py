@@ -13,6 +13,6 @@ Guarantees
 Scale: stateless; run any number behind a balancer. Each copy reads the whole book topic for its streams and shares the ledger
 group's partitions with the others.
 
-Rooms (one folder a noun: keys, metering, usage, markets, history, live, health) never import each other; they meet in `app.py`
+Rooms (one folder a noun: keys, metering, usage, markets, history, live) never import each other; they meet in `app.py`
 and `serve.py`. The modules beside this one are the vocabulary all rooms share.
 """

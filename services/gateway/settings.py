@@ -10,7 +10,7 @@ KB_STREAM_QUEUE         messages that may wait for one stream before it is close
 KB_STREAM_RING_EVENTS   recent book events kept in memory for streams, over all markets (100000)
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from kalshibook_core.kafka.cluster import Cluster
@@ -22,8 +22,8 @@ class Settings:
     """What the gateway needs to know."""
 
     cluster: Cluster
-    postgres_dsn: str
-    redis_url: str
+    postgres_dsn: str = field(repr=False)
+    redis_url: str = field(repr=False)
     host: str
     port: int
     port_file: Path | None

@@ -15,7 +15,7 @@ from kalshibook_core.postgres import levels
 from kalshibook_core.wire.events import Checkpoint
 from services.gateway import forms, instants, models, pages
 from services.gateway.errors import ApiError, invalid, unknown_market
-from services.gateway.history.fold import DELTA, GAP, SNAPSHOT, CorruptHistory, State
+from services.gateway.history.fold import DELTA, SNAPSHOT, CorruptHistory, State
 from services.gateway.history.store import Store
 
 TICKER: Final = re.compile(r"[A-Za-z0-9._\-]{1,200}", re.ASCII)
@@ -136,13 +136,15 @@ def routes(
         from_us, to_us = instant("from", from_, 0), instant("to", to, instants.LAST_US + 1)
         if cursor is not None:
             from_us, after_version = pages.decode(cursor, int, int)
-        found = await store.events(market_id, from_us, to_us, min(after_version, 2**31 - 1), limit + 1)
-        rows, more = pages.cut(found, limit)
-        opened = [row["version"] - (row["kind"] == SNAPSHOT) for row in rows if row["kind"] in (SNAPSHOT, GAP)]
-        gaps = await store.gaps_opened_at(market_id, opened)
+        rows, more = pages.cut(await store.events(market_id, from_us, to_us, min(after_version, 2**31 - 1), limit + 1), limit)
+        found: list[tuple[int, int | None, str, int]] = []
+        if any(row["kind"] != DELTA for row in rows):
+            found = await store.gaps_between(market_id, rows[0]["effective_us"], rows[-1]["effective_us"])
         request.state.rows = len(rows)
         following = pages.encode(rows[-1]["effective_us"], rows[-1]["version"]) if more else None
-        return page([event_row(row, gaps) for row in rows], following)
+        by_start = {gap[0]: gap[:3] for gap in found}
+        by_version = {gap[3]: gap[:3] for gap in found}
+        return page([event_row(row, by_start, by_version) for row in rows], following)
 
     @router.get("/trades/{ticker}", response_model=models.Trades, name="trades")
     async def trades(
@@ -235,14 +237,17 @@ def not_recorded(ticker: str, at_us: int | None, first_us: int | None) -> ApiErr
     )  # fmt: skip
 
 
-def event_row(row: Any, gaps: dict[int, tuple[int, int | None, str]]) -> dict[str, Any]:
-    """Return a row of `book_events` as customers see it, given the gaps by the version that opened them."""
+Spans = dict[int, tuple[int, int | None, str]]
+
+
+def event_row(row: Any, gaps_by_start: Spans, gaps_by_version: Spans) -> dict[str, Any]:
+    """Return a row of `book_events` as customers see it, given the gaps by their start and by the version that opened them."""
     version, effective_us, exchange_us, recv_us, kind, side, price, delta, checksum, packed = row
     if kind == DELTA:
         return forms.delta_row(version, effective_us, exchange_us, recv_us, side, price, delta, checksum)
     if kind == SNAPSHOT:
         # Inside a gap nothing takes a version, so the snapshot that ends it is the very next one.
-        ended = gaps.get(version - 1)
+        ended = gaps_by_version.get(version - 1)
         yes, no = levels.unpack(packed)
         return forms.snapshot_row(
             version,
@@ -253,7 +258,7 @@ def event_row(row: Any, gaps: dict[int, tuple[int, int | None, str]]) -> dict[st
             checksum,
             None if ended is None else forms.gap(ended[0], effective_us, ended[2]),
         )
-    start_us, end_us, cause = gaps.get(version, (effective_us, None, "unknown"))
+    start_us, end_us, cause = gaps_by_start.get(effective_us, (effective_us, None, "unknown"))
     return forms.gap_row(version, effective_us, recv_us, checksum, start_us, end_us, cause)
 
 

@@ -49,9 +49,9 @@ WHERE market_id = $1 AND effective_us >= $2 AND effective_us < $3 AND version > 
 # version is in no index of book_events; the last checkpoint not after it bounds the walk to the events of one checkpoint.
 _EFFECTIVE_OF: Final = "SELECT coalesce(max(effective_us), 0) FROM checkpoints WHERE market_id = $1 AND version <= $2"
 
-_GAPS_OF_VERSIONS: Final = """
-SELECT opened_version, start_us, end_us, cause FROM gaps
-WHERE market_id = $1 AND channel = 'orderbook_delta' AND opened_version = ANY($2::integer[])"""
+_GAPS_BETWEEN: Final = """
+SELECT start_us, end_us, cause, opened_version FROM gaps
+WHERE market_id = $1 AND channel = 'orderbook_delta' AND start_us <= $3 AND (end_us IS NULL OR end_us >= $2)"""
 
 _GAP_AT: Final = """
 SELECT start_us, end_us, cause FROM gaps
@@ -128,12 +128,9 @@ class Store:
         rows: list[Any] = await self._pool.fetch(_EVENTS, market_id, from_us, to_us, after_version, limit, timeout=TIMEOUT)
         return rows
 
-    async def gaps_opened_at(self, market_id: int, versions: list[int]) -> dict[int, tuple[int, int | None, str]]:
-        """Return (start, end, cause) of book gaps by the version that opened them."""
-        if not versions:
-            return {}
-        rows = await self._pool.fetch(_GAPS_OF_VERSIONS, market_id, versions, timeout=TIMEOUT)
-        return {version: (start, end, cause) for version, start, end, cause in rows}
+    async def gaps_between(self, market_id: int, from_us: int, to_us: int) -> list[tuple[int, int | None, str, int]]:
+        """Return (start, end, cause, version that opened it) of the book gaps that touch [from_us, to_us]."""
+        return [tuple(row) for row in await self._pool.fetch(_GAPS_BETWEEN, market_id, from_us, to_us, timeout=TIMEOUT)]
 
     async def trades(self, market_id: int, to_us: int, after: tuple[int, str], limit: int) -> list[Any]:
         """Return trades after the position (exchange_us, trade_id) and before to_us, in that order."""

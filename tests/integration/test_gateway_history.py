@@ -1,0 +1,248 @@
+"""The gateway's answers about the past, from a real process over real Postgres, against the obvious fold of the same events."""
+
+import random
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from kalshibook_core.kafka.cluster import Cluster
+from kalshibook_core.kalshi.numbers import price, size
+from kalshibook_core.orderbook import Book
+from kalshibook_core.orderbook.checksum import to_hex
+from kalshibook_core.postgres.pool import connect
+from kalshibook_core.wire.events import BookDelta, BookEvent, BookSnapshot, Gap
+from services.gateway import forms, instants, models
+from tests.support import gateway
+from tests.support.canonical import Market
+
+MIDNIGHT = 1_762_128_000_000_000  # 2025-11-03T00:00:00Z
+FORMS = (str, instants.text, lambda us: f"{us // 1_000_000}.{us % 1_000_000:06d}")
+
+
+def history(seed: int, ticker: str, events: int) -> list[BookEvent]:
+    """Return a market's events around a UTC midnight, bursts in one microsecond included."""
+    dice = random.Random(seed)
+    market = Market(ticker, MIDNIGHT - events * 75_000_000)
+    pauses = (0, 0, 1, 1_000, 300_000_000, 600_000_000)
+    made: list[BookEvent] = []
+    for _ in range(events):
+        # A gap takes time: the snapshot that ends it never falls into the microsecond it began in.
+        pause = dice.choice(pauses[2:] if market.gap is not None else pauses)
+        made.append(market.event(dice.randrange(200), pause))
+    assert made[0].effective_us < MIDNIGHT < made[-1].effective_us
+    return made
+
+
+@pytest.fixture
+async def served(cluster: Cluster, database: str, redis_url: str, tmp_path: Path) -> AsyncIterator[tuple[httpx.AsyncClient, Any]]:
+    connection = await connect(database)
+    async with gateway.running(cluster, database, redis_url, tmp_path) as process:
+        headers = {"X-API-Key": await gateway.key(database)}
+        async with httpx.AsyncClient(base_url=process.url, headers=headers, timeout=30) as client:
+            yield client, connection
+    await connection.close()
+
+
+def shown(events: list[BookEvent], at_us: int) -> tuple[Any, ...]:
+    """Return what the answer at an instant must say."""
+    found = gateway.brute_force(events, at_us)
+    assert found is not None
+    book, last = found
+    gap = None
+    if isinstance(last, Gap):
+        end = next((event.effective_us for event in events if event.version == last.version + 1), None)
+        gap = forms.gap(last.start_us, end, last.cause)
+    return forms.levels(book.yes), forms.levels(book.no), last.version, f"{book.checksum:016x}", gap
+
+
+async def test_book_at_any_instant_equals_the_fold(served: tuple[httpx.AsyncClient, Any]) -> None:
+    client, connection = served
+    dice = random.Random(7)
+    for ticker, every in (("KXA-25.5", 100), ("KXB", 0), ("K" + "X" * 56, 7)):
+        events = history(every, ticker, 700)
+        await gateway.write(connection, await gateway.add_market(connection, ticker), events, every)
+        first, last = events[0].effective_us, events[-1].effective_us
+        asked = [dice.randrange(first, last + 1) for _ in range(150)]
+        asked += [dice.choice(events).effective_us + step for step in (-1, 0, 1) for _ in range(25)]
+        asked += [first, last, last + 10**12, MIDNIGHT - 1, MIDNIGHT, MIDNIGHT + 1]
+        for at_us in asked:
+            if at_us < first:
+                continue
+            answer = await client.get(f"/v1/orderbook/{ticker}", params={"at": dice.choice(FORMS)(at_us)})
+            assert answer.status_code == 200, answer.text
+            body = answer.json()
+            models.Book.model_validate(body)
+            got = (body["yes"], body["no"], body["version"], body["checksum"], body["quality"]["gap"])
+            assert got == shown(events, at_us)
+            assert body["at"] == instants.text(at_us)
+            state = "gap" if got[4] else "complete" if at_us <= last else "pending"
+            assert body["quality"]["state"] == state
+            proof = body["proof"]
+            before = 0 if proof["checkpoint"]["source"] == "snapshot" else proof["checkpoint"]["version"]
+            assert before + proof["events_applied"] == body["version"]
+            assert proof["events_applied"] < every or not every or proof["checkpoint"]["source"] == "snapshot"
+
+
+async def test_before_the_first_snapshot_and_without_any(served: tuple[httpx.AsyncClient, Any]) -> None:
+    client, connection = served
+    events = history(1, "KXA", 100)
+    await gateway.write(connection, await gateway.add_market(connection, "KXA"), events, 10)
+    await gateway.add_market(connection, "KXNEW")
+    answer = await client.get("/v1/orderbook/KXA", params={"at": events[0].effective_us - 1})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"]) == (404, "not_recorded_yet")
+    assert error["details"]["first_recorded_at"] == instants.text(events[0].effective_us)
+    answer = await client.get("/v1/orderbook/KXNEW")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_recorded_yet")
+    now = (await client.get("/v1/orderbook/KXA")).json()  # nothing in Redis: Postgres answers
+    assert (now["version"], now["at"]) == (100, instants.text(events[-1].effective_us))
+
+
+async def test_an_ended_market_is_not_pending(served: tuple[httpx.AsyncClient, Any]) -> None:
+    client, connection = served
+    events = history(3, "KXA", 60)
+    while isinstance(events[-1], Gap):
+        events.pop()
+    await gateway.write(connection, await gateway.add_market(connection, "KXA", status="determined"), events)
+    body = (await client.get("/v1/orderbook/KXA", params={"at": events[-1].effective_us + 1})).json()
+    assert (body["quality"]["state"], body["proof"]["recorded_through"]) == ("ended", instants.text(events[-1].effective_us))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE book_events SET checksum = checksum + 1 WHERE version = 100",
+        "UPDATE book_events SET delta = delta + 1 WHERE version = (SELECT max(version) FROM book_events WHERE kind = 2)",
+        "DELETE FROM book_events WHERE version = 95",
+        "UPDATE book_events SET levels = '\\x00' WHERE kind = 1",
+        "UPDATE checkpoints SET checksum = checksum + 1",
+    ],
+)
+async def test_damaged_history_is_never_served_as_good(served: tuple[httpx.AsyncClient, Any], damage: str) -> None:
+    client, connection = served
+    market = Market("KXA", MIDNIGHT)
+    events = [market.event(11, 1), *(market.event(1 + i % 10, 1) for i in range(99))]  # no snapshot but the first, no gap
+    await gateway.write(connection, await gateway.add_market(connection, "KXA"), events, 1000 if "levels" in damage else 90)
+    await connection.execute(damage)
+    answer = await client.get("/v1/orderbook/KXA", params={"at": events[-1].effective_us})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "corrupt_history")
+
+
+async def test_pages_of_deltas_hold_every_event_and_fold_to_every_checksum(served: tuple[httpx.AsyncClient, Any]) -> None:
+    client, connection = served
+    events = history(5, "KXA", 500)
+    await gateway.write(connection, await gateway.add_market(connection, "KXA"), events, 50)
+    rows: list[dict[str, Any]] = []
+    cursor: str | None = None
+    while True:
+        page = (await client.get("/v1/deltas/KXA", params={"limit": 37} | ({"cursor": cursor} if cursor else {}))).json()
+        models.Deltas.model_validate(page)
+        rows += page["data"]
+        if (cursor := page["next_cursor"]) is None:
+            break
+    book = Book()
+    for row, event in zip(rows, events, strict=True):
+        if row["type"] == "snapshot":
+            book = Book(*([(price(p), size(s)) for p, s in row[side]] for side in ("yes", "no")))
+            assert isinstance(event, BookSnapshot)
+            opened = next((each for each in events if each.version == event.version - 1 and isinstance(each, Gap)), None)
+            assert row["gap"] == (None if opened is None else forms.gap(opened.start_us, event.effective_us, opened.cause))
+        elif row["type"] == "delta":
+            assert isinstance(event, BookDelta)
+            book.apply(("yes", "no").index(row["side"]), price(row["price"]), size(row["delta"]))
+        else:
+            assert isinstance(event, Gap)
+            assert row["cause"] == event.cause
+        assert row["version"] == event.version
+        assert row["checksum"] == to_hex(event.checksum) == f"{book.checksum:016x}"
+    later = (await client.get("/v1/deltas/KXA", params={"after_version": 321, "limit": 5})).json()["data"]
+    assert [row["version"] for row in later] == [322, 323, 324, 325, 326]
+    bounds = {"from": events[200].effective_us, "to": events[260].effective_us, "limit": 1000}
+    between = (await client.get("/v1/deltas/KXA", params=bounds)).json()["data"]
+    within = [event.version for event in events if bounds["from"] <= event.effective_us < bounds["to"]]
+    assert [row["version"] for row in between] == within
+
+
+async def test_trades_markets_and_gaps_are_paged_whole(served: tuple[httpx.AsyncClient, Any]) -> None:
+    client, connection = served
+    ids = [
+        await gateway.add_market(
+            connection, f"KX{i}", status="active" if i % 2 else "settled", event_ticker="E", body='{"a":"\\u0000"}'
+        )
+        for i in range(9)
+    ]
+    trades = [(MIDNIGHT + i // 3, MIDNIGHT, 1200 + i, ids[0], 4800, 5200, i % 2, None, f"t{i:03d}") for i in range(50)]
+    await connection.copy_records_to_table("trades", records=trades)
+    gaps = [(MIDNIGHT + i // 2, None if i % 3 else MIDNIGHT + 100, ids[i], i, "orderbook_delta", "disconnect") for i in range(9)]
+    await connection.copy_records_to_table("gaps", records=gaps)
+
+    async def every(path: str, **params: Any) -> list[dict[str, Any]]:
+        rows, cursor = [], None
+        while True:
+            page = (await client.get(path, params=params | {"limit": 4} | ({"cursor": cursor} if cursor else {}))).json()
+            rows += page["data"]
+            if (cursor := page["next_cursor"]) is None:
+                return rows
+
+    got = await every("/v1/trades/KX0")
+    assert [row["trade_id"] for row in got] == [f"t{i:03d}" for i in range(50)]
+    models.Trades.model_validate({"data": got, "next_cursor": None})
+    assert (got[1]["yes_price"], got[1]["no_price"], got[1]["count"], got[1]["taker_side"]) == ("0.4800", "0.5200", "12.01", "no")
+    some = await every("/v1/trades/KX0", **{"from": MIDNIGHT + 2, "to": MIDNIGHT + 4})
+    assert [row["trade_id"] for row in some] == [f"t{i:03d}" for i in range(6, 12)]
+    assert [row["ticker"] for row in await every("/v1/markets")] == [f"KX{i}" for i in range(9)]
+    assert [row["ticker"] for row in await every("/v1/markets", status="active")] == ["KX1", "KX3", "KX5", "KX7"]
+    assert await every("/v1/markets", series_ticker="NONE") == []
+    one = (await client.get("/v1/markets/KX3")).json()
+    models.OneMarket.model_validate(one)
+    assert one["exchange_object"] == {"a": "\0"}
+    found = await every("/v1/gaps")
+    assert [row["market_ticker"] for row in found] == [f"KX{i}" for i in range(9)]
+    models.Gaps.model_validate({"data": found, "next_cursor": None})
+    assert [row["market_ticker"] for row in await every("/v1/gaps", ticker="KX4")] == ["KX4"]
+    late = await every("/v1/gaps", **{"from": MIDNIGHT + 100})
+    assert [row["market_ticker"] for row in late] == [f"KX{i}" for i in range(9) if i % 3]
+
+
+REFUSED = [
+    ("/v1/orderbook/KXNONE", 404, "unknown_market"),
+    ("/v1/orderbook/KXNONE?at=1762128000", 404, "unknown_market"),
+    ("/v1/orderbook/no%00pe%27%3B", 404, "unknown_market"),
+    ("/v1/deltas/KXNONE", 404, "unknown_market"),
+    ("/v1/trades/KXNONE", 404, "unknown_market"),
+    ("/v1/markets/KXNONE", 404, "unknown_market"),
+    ("/v1/gaps?ticker=KXNONE", 404, "unknown_market"),
+    ("/v1/orderbook/KXA?at=yesterday", 422, "invalid_parameter"),
+    ("/v1/orderbook/KXA?at=", 422, "invalid_parameter"),
+    ("/v1/orderbook/KXA?at=2025-11-03T00:00:00", 422, "invalid_parameter"),
+    ("/v1/deltas/KXA?from=1e9", 422, "invalid_parameter"),
+    ("/v1/deltas/KXA?limit=1001", 422, "invalid_parameter"),
+    ("/v1/deltas/KXA?limit=x", 422, "invalid_parameter"),
+    ("/v1/deltas/KXA?cursor=%F0%9F", 422, "invalid_parameter"),
+    ("/v1/markets?cursor=WzFd", 422, "invalid_parameter"),
+    ("/v1/markets?status=%00", 422, "invalid_parameter"),
+    ("/v1/nothing", 404, "not_found"),
+    ("/nothing", 404, "not_found"),
+    ("/v1/markets?cursor=" + "x" * 9000, 414, "uri_too_long"),
+]
+
+
+async def test_every_error_has_the_envelope(served: tuple[httpx.AsyncClient, Any]) -> None:
+    client, connection = served
+    await gateway.add_market(connection, "KXA")
+    for path, status, code in REFUSED:
+        answer = await client.get(path)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (status, code), answer.text
+        models.Envelope.model_validate(answer.json())
+        assert "x-credits-charged" not in answer.headers
+    for method, path, status, code in (
+        ("POST", "/v1/orderbook/KXA", 405, "method_not_allowed"),
+        ("DELETE", "/v1/markets", 405, "method_not_allowed"),
+    ):
+        answer = await client.request(method, path, content=b"{}")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
+    answer = await client.request("GET", "/v1/markets", content=b"x" * 70_000)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "body_too_large")
