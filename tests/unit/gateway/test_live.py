@@ -1,0 +1,71 @@
+"""What a stream is made of, without a socket: rings, coverage, and one client's place in its markets."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kalshibook_core.kafka.cluster import Cluster
+from kalshibook_core.wire import codec
+from services.gateway.live.coverage import LAG_US, Coverage
+from services.gateway.live.feed import Feed
+from services.gateway.live.rings import Rings
+from services.gateway.live.stream import Socket
+from tests.support.canonical import Market
+
+
+@given(st.lists(st.sampled_from("abc"), max_size=80), st.integers(1, 40), st.integers(0, 40))
+def test_a_ring_gives_all_after_a_version_or_says_it_cannot(tickers: list[str], capacity: int, after: int) -> None:
+    rings, markets = Rings(capacity), {ticker: Market(ticker) for ticker in "abc"}
+    for ticker in tickers:
+        rings.add(ticker, codec.encode(markets[ticker].event(3, 1)))
+    assert len(rings) == min(capacity, len(tickers))
+    for ticker in "abc":
+        kept = tickers[-capacity:].count(ticker)
+        last = tickers.count(ticker)
+        found = rings.since(ticker, after, codec.decode)
+        if after < last - kept and kept:
+            assert found is None
+        else:
+            assert found is not None
+            assert [event.version for event in found] == list(range(max(after, last - kept) + 1, last + 1))
+
+
+@given(st.lists(st.tuples(st.integers(1, 5), st.integers(-20, 30)), max_size=30), st.lists(st.integers(0, 150), max_size=10))
+def test_coverage_never_claims_what_is_not_stored(steps: list[tuple[int, int]], stored: list[int]) -> None:
+    coverage, offset, at, seen = Coverage(2), 0, 10**9, []
+    for gap, step in steps:
+        offset, at = offset + gap, at + step * 10**6
+        coverage.seen(1, offset, at)
+        seen.append((offset, at))
+    for next_offset in sorted(stored):
+        coverage.stored(1, next_offset)
+        known = [at for each, at in seen if each < next_offset]
+        assert coverage.through(1) == max(known, default=LAG_US) - LAG_US
+        assert coverage.through(0) == 0
+    coverage.stored(7, 1)  # a partition of another cluster's table changes nothing
+
+
+@given(st.lists(st.integers(1, 9), max_size=30))
+def test_a_socket_passes_each_version_on_once_and_begins_again_at_a_hole(versions: list[int]) -> None:
+    socket = Socket(Feed(Cluster("nowhere"), 10), 1000)
+    socket.subscribe(["a"])
+    socket.event("a", 3, b"too early")
+    socket._expected["a"] = expected = 3
+    sent, holed = [], False
+    for version in versions:
+        socket.event("a", version, b"%d" % version)
+        if not holed and version == expected:
+            sent.append(b"%d" % version)
+            expected += 1
+        holed = holed or version > expected
+    assert list(socket._outgoing) == sent
+    assert (socket._expected["a"] is None) == holed
+    assert len(socket._starting) == 1 + holed
+
+
+def test_a_full_socket_is_cut_and_takes_no_more() -> None:
+    socket = Socket(Feed(Cluster("nowhere"), 10), 16)
+    for number in range(40):
+        socket.push(b"%d" % number)
+    socket.end(1001, "going away")
+    assert len(socket._outgoing) == 16
+    assert socket._why == (1008, "too slow")
