@@ -1,9 +1,10 @@
 """A running simulator: what it is told (Config), what it offers (Running), and how its parts are put together (serve)."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,19 +87,20 @@ class Running:
 @asynccontextmanager
 async def serve(config: Config) -> AsyncIterator[Running]:
     """Listen and play while the context lasts. UnreadableRecording before anything listens, OSError where the port is taken."""
+    work: Callable[[], Awaitable[None]]
     played = recording.scan(config.recordings) if config.recordings else None
     key = keys.open_key(config.key_dir)
     if played is not None:
         play_clock = RecordingClock(played.first_ms, config.speed)
         exchange = Exchange(clock_us=play_clock.now_us, source="recording", truth_limit=TRUTH_EVENTS)
         server = Server(exchange, key)
-        work = Playback(played, server, play_clock, config.speed, config.gatherers).run()
+        work = Playback(played, server, play_clock, config.speed, config.gatherers).run
     else:
         limit = max(1_000, TRUTH_EVENTS // max(1, config.markets))
         exchange = Exchange(clock_us=clock.now_us, source="generated", truth_limit=limit)
         server = Server(exchange, key)
         flow = Flow(seed=config.seed, markets=config.markets, start_us=clock.now_us(), window_us=round(config.window * 1_000_000))
-        work = trade(flow, server, config.rate, config.duration)
+        work = partial(trade, flow, server, config.rate, config.duration)
     async with server.listening(config.host, config.port), asyncio.TaskGroup() as tasks:
         running = [tasks.create_task(_told(work, exchange)), tasks.create_task(server.heartbeats())]
         failure: BaseException | None = None
@@ -112,10 +114,10 @@ async def serve(config: Config) -> AsyncIterator[Running]:
         raise failure
 
 
-async def _told(work: Any, exchange: Exchange) -> None:
+async def _told(work: Callable[[], Awaitable[None]], exchange: Exchange) -> None:
     """Run the source; if it fails, status and log say so, and clients see silence, not a closed port."""
     try:
-        await work
+        await work()
     except (recording.UnreadableRecording, OSError) as error:
         exchange.failed = str(error)
         _log.error("playback failed", error=str(error))
