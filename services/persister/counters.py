@@ -18,6 +18,7 @@ class Counters:
     unreadable: int = 0
     retries: int = 0
     superseded: int = 0
+    waiting_rows: int = 0
     lag_records: int = 0
     last_effective_us: int = 0
     made_ahead_for: int = -1  # the UTC day whose partitions, and the next one's, are known to stand
@@ -41,6 +42,7 @@ class Counters:
             "unreadable_total": self.unreadable,
             "retries_total": self.retries,
             "superseded_total": self.superseded,
+            "waiting_rows": self.waiting_rows,
             "lag_records": self.lag_records,
             "last_effective_us": self.last_effective_us,
             **{f"{table}_rows_total": self.rows.get(table, 0) for table in TABLES},

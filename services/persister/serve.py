@@ -38,6 +38,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         try:
             async with await _patiently(lambda: pool.connect_pool(settings.postgres_dsn, size=2), stop, counters) as connections:
                 store = Store(connections)
+                await _patiently(store.check, stop, counters)
                 while not stop.is_set():
                     try:
                         await _consume(settings, store, counters, stop)
@@ -82,6 +83,7 @@ async def _consume(settings: Settings, store: Store, counters: Counters, stop: a
                 batch.add(source, records)
             if batch.rows >= settings.batch_rows or clock.monotonic() - begun >= settings.batch_seconds:
                 await write()
+            counters.waiting_rows = batch.rows
             counters.lag_records = sum(consumer.lag().values())
         await write()
 

@@ -86,14 +86,16 @@ class Store:
         self._ids: dict[str, int] = {}
         self._partitions: set[str] = set()
 
+    async def check(self) -> None:
+        """Raise SchemaMissing unless the database has been migrated."""
+        if await self._pool.fetchval("SELECT to_regclass('consumer_offsets')") is None:
+            raise SchemaMissing("the database has no tables yet: run `kb migrate`")
+
     async def positions(self, sources: Sequence[Source]) -> dict[Source, int]:
         """Return where to go on reading each partition: its first offset whose rows are not in the tables (0 for a new one)."""
         topics, numbers = [topic for topic, _ in sources], [number for _, number in sources]
         async with self._pool.acquire() as connection:
-            try:
-                await connection.execute(_REGISTER, topics, numbers)
-            except asyncpg.UndefinedTableError as error:
-                raise SchemaMissing("the database has no tables yet: run `kb migrate`") from error
+            await connection.execute(_REGISTER, topics, numbers)
             return {(row[0], row[1]): row[2] for row in await connection.fetch(_POSITIONS, topics, numbers)}
 
     async def prepare(self, wanted: set[partitions.Partition]) -> None:

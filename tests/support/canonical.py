@@ -20,7 +20,8 @@ class Market:
             self.book = Book([(100 + roll, 5 + roll)], [(200, 7)] if roll % 2 else [])
             gap, self.gap = self.gap, None
             made: BookEvent = BookSnapshot(
-                self.ticker, self.version, self.at, self.at, list(self.book.yes), list(self.book.no), to_signed(self.book.checksum),
+                self.ticker, self.version, self.at, self.at, list(self.book.yes), list(self.book.no),
+                to_signed(self.book.checksum),
                 gap, "disconnect" if gap is not None else None, "g1", 0, 1, 1, self.version, 0,
             )  # fmt: skip
         elif roll % 13 == 0:

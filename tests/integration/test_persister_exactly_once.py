@@ -1,0 +1,283 @@
+"""Whatever happens to the persister or to Postgres, each event is in its table once."""
+
+import asyncio
+import random
+import signal
+from pathlib import Path
+from types import SimpleNamespace
+
+import asyncpg
+import pytest
+
+from kalshibook_core.kafka import topics
+from kalshibook_core.kafka.cluster import Cluster
+from kalshibook_core.kafka.producer import Producer
+from kalshibook_core.postgres import levels, pool
+from kalshibook_core.wire import codec
+from kalshibook_core.wire.events import (
+    TRADES,
+    BookDelta,
+    BookEvent,
+    BookSnapshot,
+    Checkpoint,
+    Event,
+    Gap,
+    Lifecycle,
+    Ticker,
+    Trade,
+)
+from services.persister.batch import Batch
+from services.persister.store import Store, Superseded
+from tests.support.canonical import Market
+from tests.support.service import Service, until
+
+pytestmark = pytest.mark.stack
+
+DAY_2021 = 1_614_556_800_000_000  # 2021-03-01, long before any partition made ahead
+HOUR = 3_600_000_000
+
+
+def history(seed: int, markets: int, events: int) -> list[BookEvent]:
+    """Make the book events of some markets, interleaved, over about two days."""
+    chance = random.Random(seed)
+    all_of_them = [Market(f"KXTEST-{seed}.{n}", DAY_2021 + 22 * HOUR) for n in range(markets)]
+    return [
+        chance.choice(all_of_them).event(chance.randrange(200), chance.randrange(240 * HOUR // events)) for _ in range(events)
+    ]
+
+
+def topic_of(event: Event) -> topics.Topic:
+    if isinstance(event, Gap):
+        return topics.TRADES if event.channel == TRADES else topics.BOOK
+    return {Trade: topics.TRADES, Ticker: topics.TICKERS, Lifecycle: topics.LIFECYCLE, Checkpoint: topics.CHECKPOINTS}.get(
+        type(event), topics.BOOK
+    )
+
+
+async def produce(cluster: Cluster, events: list[Event]) -> None:
+    async with Producer(cluster) as producer:
+        for event in events:
+            producer.add(topic_of(event), event.market_ticker.encode(), codec.encode(event))
+        await producer.flush()
+
+
+def row_of(event: BookEvent) -> tuple:
+    """What book_events must hold of an event."""
+    head = (event.market_ticker, event.version, event.effective_us, event.recv_us, event.checksum)
+    if isinstance(event, BookDelta):
+        return (*head, 2, event.exchange_us, event.side, event.price, event.delta, b"")
+    packed = levels.pack(event.yes, event.no) if isinstance(event, BookSnapshot) else b""
+    return (*head, 1 if isinstance(event, BookSnapshot) else 3, 0, 0, 0, 0, packed)
+
+
+async def rows(connection: asyncpg.Connection) -> list[tuple]:
+    found = await connection.fetch(
+        "SELECT ticker, version, effective_us, recv_us, checksum, kind, exchange_us, side, price, delta, levels"
+        " FROM book_events JOIN markets ON id = market_id ORDER BY ticker, version"
+    )
+    return [tuple(row) for row in found]
+
+
+def expected(events: list[BookEvent]) -> list[tuple]:
+    return sorted((row_of(event) for event in events), key=lambda row: row[:2])
+
+
+@pytest.fixture
+async def connection(database):
+    connection = await asyncpg.connect(database)
+    yield connection
+    await connection.close()
+
+
+def counted(connection: asyncpg.Connection, table: str, number: int):
+    async def reached() -> bool:
+        return await connection.fetchval(f"SELECT count(*) FROM {table}") >= number
+
+    return reached
+
+
+@pytest.fixture
+def persister(cluster, database, tmp_path: Path):
+    def make(name: str = "a", **env: str) -> Service:
+        return Service("persister", cluster, tmp_path / f"{name}.log", **{"KB_POSTGRES_DSN": database, **env})
+
+    return make
+
+
+async def test_kill_9_at_random_moments_repeats_and_loses_nothing(cluster, connection, persister):
+    chance = random.Random(3)
+    events = history(1, markets=40, events=12_000)
+    await produce(cluster, events)
+    service = persister(KB_PERSISTER_BATCH_ROWS="200", KB_PERSISTER_BATCH_SECONDS="0.01")
+    kills = 0
+    async with service:
+        while kills < 3:
+            await service.ready()
+            before = await connection.fetchval("SELECT count(*) FROM book_events")
+            await until(counted(connection, "book_events", min(before + chance.randrange(1, 4_000), len(events))))
+            service.kill()
+            kills += 1
+            service.start()
+        await until(counted(connection, "book_events", len(events)))
+        assert await service.drain() == 0
+    assert await rows(connection) == expected(events)
+    assert await connection.fetchval("SELECT count(*) FROM book_events_default") == 0
+
+
+async def test_connections_cut_at_random_moments_repeat_and_lose_nothing(cluster, connection, persister):
+    chance = random.Random(4)
+    events = history(5, markets=40, events=12_000)
+    await produce(cluster, events)
+    cut = 0
+    async with persister(KB_PERSISTER_BATCH_ROWS="200", KB_PERSISTER_BATCH_SECONDS="0.01") as service:
+        while await connection.fetchval("SELECT count(*) FROM book_events") < len(events):
+            await asyncio.sleep(chance.random() / 50)
+            cut += await connection.fetchval(
+                "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+        assert await service.counter("retries_total") > 0
+        assert await service.drain() == 0
+    assert cut > 3
+    assert await rows(connection) == expected(events)
+
+
+async def test_a_batch_from_offsets_that_moved_is_refused_whole(database, connection):
+    events = history(7, markets=3, events=30)
+    source = ("book", 0)
+
+    def batch(first: int, last: int) -> Batch:
+        made = Batch()
+        made.add(source, [SimpleNamespace(offset=n, value=codec.encode(events[n])) for n in range(first, last)])
+        return made
+
+    async with await pool.connect_pool(database) as connections:
+        heir, zombie = Store(connections), Store(connections)
+        positions = await zombie.positions([source])
+        assert positions == await heir.positions([source]) == {source: 0}
+        await heir.write(batch(0, 20), positions)
+        for late in (batch(0, 10), batch(0, 20), batch(0, 30)):
+            with pytest.raises(Superseded):
+                await zombie.write(late, positions)
+        assert await rows(connection) == expected(events[:20])
+        assert await zombie.positions([source]) == {source: 20}
+        await zombie.write(batch(20, 30), {source: 20})  # ids made by the other, none remembered of what was refused
+    assert await rows(connection) == expected(events)
+
+
+async def test_a_zombie_that_wakes_after_the_rebalance_cannot_write(cluster, connection, persister):
+    events = history(2, markets=10, events=4_000)
+    await produce(cluster, events[:2_000])
+    async with persister("zombie", KB_PERSISTER_BATCH_ROWS="1000000", KB_PERSISTER_BATCH_SECONDS="5") as zombie:
+
+        async def holds_a_batch() -> bool:
+            return await zombie.counter("waiting_rows") == 2_000
+
+        await until(holds_a_batch)
+        zombie.send(signal.SIGSTOP)
+        async with persister("heir") as heir:
+            await until(counted(connection, "book_events", 2_000))
+            zombie.send(signal.SIGCONT)  # it writes its batch and is refused, or hears of the rebalance first and drops it
+            await produce(cluster, events[2_000:])
+            assert await heir.drain() == 0
+        await until(counted(connection, "book_events", len(events)))
+        assert await zombie.drain() == 0
+    assert await rows(connection) == expected(events)
+
+
+def lifecycle(ticker: str, event_type: str, at: int, body: bytes) -> Lifecycle:
+    return Lifecycle(ticker, event_type, at, at, body, 0)
+
+
+async def test_every_topic_arrives_in_its_table(cluster, connection, persister):
+    at = DAY_2021
+    market = Market("KXTEST-A.B", at)
+    book = [market.event(roll, 1_000_000) for roll in (3, 8, 26, 4, 7)]  # snapshot, delta, gap, snapshot that ends it, delta
+    gap = next(event for event in book if isinstance(event, Gap))
+    closing = next(event for event in book if isinstance(event, BookSnapshot) and event.gap_start_us)
+    last = book[-1]
+    checkpoint = Checkpoint(
+        "KXTEST-A.B",
+        5,
+        last.effective_us,
+        list(market.book.yes),
+        list(market.book.no),
+        last.checksum,
+        None,
+        None,
+        "g1",
+        0,
+        1,
+        4,
+        5,
+    )
+    trade = Trade("KXTEST-ONLY-TRADED", "a-trade", at + 5, at + 9, 4800, 5200, 1200, 1, None, "g1", 0, 1, 2, 3, 4)
+    opened = Gap("KXTEST-ONLY-TRADED", 0, at + 7, TRADES, at + 7, None, "disconnect", at + 9, 0, "g1", 0, 1, 0)
+    ticker = Ticker("KXTEST-A.B", at + 3, at + 4, 4800, None, 4900, 100, None, None, 7, 8, 9, None, 0)
+    rest = (
+        b'{"ticker":"KXTEST-A.B","event_ticker":"KXTEST-A","title":"A\\u0000B?","status":"active",'
+        b'"open_time":"2021-03-01T00:00:00.5Z"}'
+    )
+    stream: list[Event] = [
+        *book,
+        checkpoint,
+        checkpoint,  # as a reconstructor that died between writing and remembering does
+        trade,
+        trade._replace(raw_offset=9),
+        opened,
+        opened._replace(end_us=at + 8),
+        ticker,
+        lifecycle("KXTEST-A.B", "market", at, rest),
+        lifecycle("KXTEST-A.B", "determined", at + 1, b'{"market_ticker":"KXTEST-A.B","event_type":"determined","result":"yes"}'),
+        lifecycle(
+            "KXTEST-A.B", "settled", at + 2, b'{"market_ticker":"KXTEST-A.B","event_type":"settled","settled_ts":1614556900}'
+        ),
+        lifecycle("KXTEST-A", "event_lifecycle", at + 3, b'{"event_ticker":"KXTEST-A"}'),
+        lifecycle("KXTEST-A.B", "created", at + 4, b"not json"),
+    ]
+    await produce(cluster, stream)
+    async with Producer(cluster) as producer:
+        producer.add(topics.BOOK, b"KXTEST-A.B", b"\x00not ours")
+        await producer.flush()
+    async with persister() as service:
+
+        async def unread() -> bool:
+            return (await service.counter("unreadable_total"), await service.counter("events_total")) == (2, len(stream) - 1)
+
+        await until(unread)
+        assert await service.counter("trades_repeated_total") == 1
+        assert await service.drain() == 0
+
+    assert await rows(connection) == expected(book)
+    ids = dict(await connection.fetch("SELECT ticker, id FROM markets"))
+    assert ids.keys() == {"KXTEST-A.B", "KXTEST-ONLY-TRADED"}  # an event is no market
+    row = await connection.fetchrow("SELECT * FROM markets WHERE ticker = 'KXTEST-A.B'")
+    assert (row["title"], row["status"], row["result"], row["event_ticker"]) == ("AB?", "finalized", "yes", "KXTEST-A")
+    assert (row["open_us"], row["settled_us"], row["body"]) == (1_614_556_800_500_000, 1_614_556_900_000_000, rest.decode())
+    assert [tuple(r) for r in await connection.fetch("SELECT * FROM gaps ORDER BY channel")] == [
+        (gap.start_us, closing.effective_us, ids["KXTEST-A.B"], gap.version, "orderbook_delta", "disconnect"),
+        (at + 7, at + 8, ids["KXTEST-ONLY-TRADED"], 0, "trade", "disconnect"),
+    ]
+    [kept] = await connection.fetch("SELECT * FROM checkpoints")
+    assert levels.unpack(kept["levels"]) == (list(market.book.yes), list(market.book.no))
+    assert (kept["version"], kept["effective_us"], kept["checksum"]) == (5, last.effective_us, last.checksum)
+    assert [tuple(r) for r in await connection.fetch("SELECT * FROM trades")] == [
+        (at + 5, at + 9, 1200, ids["KXTEST-ONLY-TRADED"], 4800, 5200, 1, None, "a-trade")
+    ]
+    [seen] = await connection.fetch(
+        "SELECT market_id, exchange_us, recv_us, price, yes_bid, yes_ask, yes_bid_size, volume FROM tickers"
+    )
+    assert tuple(seen) == (ids["KXTEST-A.B"], at + 3, at + 4, 4800, None, 4900, 100, 7)
+    told = await connection.fetch("SELECT market_id, event_type FROM lifecycle ORDER BY recv_us")
+    assert [tuple(r) for r in told] == [
+        *[(ids["KXTEST-A.B"], kind) for kind in ("market", "determined", "settled")],
+        (None, "event_lifecycle"),
+    ]
+    for table in ("book_events", "tickers", "checkpoints"):
+        assert await connection.fetchval(f"SELECT count(*) FROM {table}_default") == 0
+
+
+async def test_a_database_without_tables_is_told(cluster, parts, persister):
+    async with persister(KB_POSTGRES_DSN=parts.postgres.rpartition("/")[0] + "/template1") as service:
+        assert await asyncio.to_thread(service.process.wait, 60) == 1
+        assert "kb migrate" in service.log.read_text()

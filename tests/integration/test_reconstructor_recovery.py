@@ -1,0 +1,162 @@
+"""Whatever happens to the reconstructor, its books, its checkpoints and what Redis shows are those of the book topic."""
+
+import random
+from pathlib import Path
+
+import pytest
+import redis.asyncio
+
+from kalshibook_core.kafka import topics
+from kalshibook_core.kafka.cluster import Cluster, partition_of
+from kalshibook_core.kafka.producer import Producer
+from kalshibook_core.kafka.reader import read_partition
+from kalshibook_core.wire import codec
+from kalshibook_core.wire.events import BookEvent, Checkpoint
+from services.reconstructor.checkpointing import PartitionBooks, Policy
+from tests.support.canonical import Market
+from tests.support.service import Service, until
+
+pytestmark = pytest.mark.stack
+
+
+def history(markets: list[Market], seed: int, events: int) -> list[BookEvent]:
+    chance = random.Random(seed)
+    return [chance.choice(markets).event(chance.randrange(200), chance.randrange(1_000_000)) for _ in range(events)]
+
+
+async def produce(cluster: Cluster, events: list[BookEvent]) -> None:
+    async with Producer(cluster) as producer:
+        for event in events:
+            producer.add(topics.BOOK, event.market_ticker.encode(), codec.encode(event))
+        await producer.flush()
+
+
+async def checkpoints(cluster: Cluster) -> dict[int, list[Checkpoint]]:
+    """Read the checkpoint topic, by partition."""
+    return {
+        n: [codec.decode(record.value) async for record in read_partition(cluster, topics.CHECKPOINTS, n)]
+        for n in range(cluster.partitions)
+    }
+
+
+async def shown(client: redis.asyncio.Redis, cluster: Cluster, market: Market) -> Checkpoint | None:
+    value = await client.get(f"{cluster.prefix}kb:book:{market.ticker}")
+    return codec.decode(value) if value else None
+
+
+@pytest.fixture
+async def client(redis_url):
+    client = redis.asyncio.from_url(redis_url)
+    yield client
+    await client.aclose()
+
+
+@pytest.fixture
+def reconstructor(cluster, redis_url, tmp_path: Path):
+    def make(name: str = "a", **env: str) -> Service:
+        return Service("reconstructor", cluster, tmp_path / f"{name}.log", KB_REDIS_URL=redis_url, **env)
+
+    return make
+
+
+def all_shown(client, cluster, markets):
+    async def reached() -> bool:
+        books = [await shown(client, cluster, market) for market in markets]
+        return all(book and book.version == market.version for book, market in zip(books, markets, strict=True))
+
+    return reached
+
+
+def same(book: Checkpoint, market: Market) -> bool:
+    return (tuple(book.yes), tuple(book.no), book.version, book.gap_start_us) == (
+        market.book.yes,
+        market.book.no,
+        market.version,
+        market.gap,
+    )
+
+
+async def test_kill_9_gives_the_same_books_and_the_same_checkpoints(cluster, client, reconstructor):
+    markets = [Market(f"KXTEST-{n}", 1_700_000_000_000_000) for n in range(30)]
+    chance = random.Random(9)
+    events: list[BookEvent] = []
+    async with reconstructor(KB_CHECKPOINT_EVENTS="50") as service:
+        for round_ in range(3):
+            fresh = history(markets, round_, 4_000)
+            events += fresh
+            await produce(cluster, fresh)
+            await service.ready()
+            if round_:
+                await client.flushdb()  # Redis holds no truth
+
+            async def some() -> bool:
+                return (await service.counter("events_total") or 0) >= chance.randrange(1, 2_000)
+
+            await until(some)
+            service.kill()
+            service.start()
+        await until(all_shown(client, cluster, markets))
+        for market in markets:
+            assert same(await shown(client, cluster, market), market)
+        assert await service.drain() == 0
+    written = await checkpoints(cluster)
+
+    # What one reconstructor that never died would have written, market by market, plus what each drain or crash added again.
+    truth = {n: PartitionBooks(policy=Policy(events=50)) for n in range(cluster.partitions)}
+    should: set[tuple[str, int, int]] = set()
+    for offset, event in enumerate(events):
+        books = truth[partition_of(event.market_ticker.encode(), cluster.partitions)]
+        books.apply(event, offset, 0)
+        should |= {(c.market_ticker, c.version, c.checksum) for c in books.due(0)}
+    should |= {(c.market_ticker, c.version, c.checksum) for books in truth.values() for c in books.rest()}
+    assert {(c.market_ticker, c.version, c.checksum) for part in written.values() for c in part} == should
+
+    for n, part in written.items():  # a drain leaves nothing to fold
+        restored = PartitionBooks(part)
+        ends = [live.offset for live in restored.books.values()]
+        assert not ends or restored.next_offset > max(ends)
+        for live in restored.books.values():
+            market = next(market for market in markets if market.ticker == live.ticker)
+            assert (live.version, live.book) == (market.version, market.book), n
+
+
+async def test_a_book_that_does_not_verify_is_taken_away_and_told(cluster, client, reconstructor):
+    good, bad = Market("KXTEST-GOOD", 1_700_000_000_000_000), Market("KXTEST-BAD", 1_700_000_000_000_000)
+    async with reconstructor() as service:
+        await produce(cluster, history([good, bad], 1, 50))
+        await until(all_shown(client, cluster, [good, bad]))
+        broken = bad.event(8, 5)
+        await produce(cluster, [broken._replace(checksum=broken.checksum ^ 1), good.event(8, 5)])
+
+        async def told() -> bool:
+            return await service.counter("corrupt_count") == 1 and await shown(client, cluster, bad) is None
+
+        await until(told)
+        await until(all_shown(client, cluster, [good]))
+        assert "KXTEST-BAD" in service.log.read_text()
+        assert await service.drain() == 0
+    written = [c.market_ticker for part in (await checkpoints(cluster)).values() for c in part]
+    assert written == ["KXTEST-GOOD"]
+
+
+async def test_two_share_the_partitions_and_one_takes_over(cluster, client, reconstructor):
+    markets = [Market(f"KXTEST-{n}", 1_700_000_000_000_000) for n in range(12)]
+    async with reconstructor("one", KB_CHECKPOINT_EVENTS="20") as one, reconstructor("two", KB_CHECKPOINT_EVENTS="20") as two:
+        await produce(cluster, history(markets, 1, 1_000))
+
+        async def shared() -> bool:
+            counts = [await service.counter("markets_count") for service in (one, two)]
+            return all(counts) and sum(counts) == len(markets)
+
+        await until(shared)
+        await produce(cluster, history(markets, 2, 1_000))
+        await until(all_shown(client, cluster, markets))
+        assert await one.drain() == 0
+        await produce(cluster, history(markets, 3, 1_000))
+        await until(all_shown(client, cluster, markets))
+        assert await two.counter("corrupt_count") == 0
+        assert await two.drain() == 0
+    for part in (await checkpoints(cluster)).values():
+        for live in PartitionBooks(part).books.values():
+            market = next(market for market in markets if market.ticker == live.ticker)
+            assert (live.version, live.book) == (market.version, market.book)

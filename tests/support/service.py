@@ -1,0 +1,102 @@
+"""One service of ours as a real process, with its own health port: start it, ask it, freeze it, kill it."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import httpx
+
+from kalshibook_core.kafka.cluster import Cluster
+from kalshibook_tools.stack.probe import free_port
+
+WITHIN = 60.0
+"""Seconds any condition may take; a slow machine only makes tests slow."""
+
+
+async def until(condition: Callable[[], Awaitable[Any]], within: float = WITHIN) -> Any:
+    """Return the first true answer of `condition`; raise TimeoutError with the last one."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + within
+    while not (answer := await condition()):
+        if loop.time() > deadline:
+            raise TimeoutError(f"still {answer!r} after {within:g} s")
+        await asyncio.sleep(0.05)
+    return answer
+
+
+class Service:
+    """`python -m services.<name>`; leaves nothing running behind its block."""
+
+    def __init__(self, name: str, cluster: Cluster, log: Path, **env: str) -> None:
+        self.name, self.log, self.port = name, log, free_port()
+        self._env: Mapping[str, str] = {
+            **os.environ,  # noqa: TID251
+            "KB_KAFKA_BROKERS": cluster.brokers,
+            "KB_TOPIC_PREFIX": cluster.prefix,
+            "KB_KAFKA_PARTITIONS": str(cluster.partitions),
+            "KB_HEALTH_PORT": str(self.port),
+            **env,
+        }
+        self._client = httpx.AsyncClient(base_url=f"http://127.0.0.1:{self.port}", timeout=5)
+        self.process: subprocess.Popen[bytes] | None = None
+
+    async def __aenter__(self) -> Self:
+        self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(signal.SIGCONT)
+            self.kill()
+        await self._client.aclose()
+
+    def start(self) -> None:
+        """Start it (again)."""
+        with self.log.open("ab") as out:
+            command = [sys.executable, "-m", f"services.{self.name}"]
+            self.process = subprocess.Popen(command, env=dict(self._env), stdout=out, stderr=out)
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal."""
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def kill(self) -> None:
+        """SIGKILL, and wait until it is gone."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    async def drain(self) -> int:
+        """SIGTERM; return the exit code."""
+        assert self.process is not None
+        self.process.terminate()
+        return await asyncio.to_thread(self.process.wait, WITHIN)
+
+    async def status(self) -> dict[str, Any]:
+        """Return what /status says, {} while nobody answers; raise if the process has ended."""
+        assert self.process is not None
+        if self.process.poll() is not None:
+            raise RuntimeError(f"{self.name} ended with {self.process.returncode}:\n{self.log.read_text()[-3000:]}")
+        try:
+            answer: dict[str, Any] = (await self._client.get("/status")).json()
+        except httpx.TransportError:
+            return {}
+        return answer
+
+    async def ready(self) -> None:
+        """Wait until it says so."""
+
+        async def said() -> bool:
+            return bool((await self.status()).get("ready"))
+
+        await until(said)
+
+    async def counter(self, name: str) -> Any:
+        """Return one of its counters, None while nobody answers."""
+        return (await self.status()).get("counters", {}).get(name)
