@@ -2,8 +2,11 @@
 
 Promises: `add` never waits; order within a partition is the order of `add`; a retry writes nothing twice (idempotence,
 acks=all); `flush` returns when all that was added is on the broker's log, or raises. The first failure is final: from then on
-every call raises it, so a service stops, and starts again from what its input's offsets say. With a transactional id what is
-added between the begin and the end of `transaction()` is visible altogether or not at all.
+every call raises it, so a service stops, and starts again from what its input's offsets say.
+
+With a transactional id what is added within `transaction()` is seen by readers of committed records altogether or not at all. The
+broker acknowledges a commit some milliseconds before it shows in every partition; but a producer that starts with the same id
+waits until the transaction before it is complete. So who restores from its own output opens its producer first.
 
 Memory is bounded by `room`: a caller that awaits it once per receive loop has at most `max_buffered` bytes unacknowledged
 plus what it adds between two calls.

@@ -34,6 +34,13 @@ async def every(cluster: Cluster, topic: topics.Topic, *, read_committed: bool =
     return list(itertools.chain(*await values(cluster, topic, read_committed=read_committed)))
 
 
+async def committed(cluster: Cluster, topic: topics.Topic) -> list[bytes]:
+    """Return the committed values once no transaction is open or being completed any more."""
+    async with Producer(cluster, cluster.group("tx")):
+        pass  # its start completes the last transaction of the id that these tests share
+    return await every(cluster, topic)
+
+
 def noise(number: int, size: int) -> bytes:
     """Return bytes that do not compress, the same for the same number."""
     return hashlib.shake_128(number.to_bytes(8, "big")).digest(size)
@@ -105,16 +112,15 @@ async def test_a_record_the_broker_refuses_fails_the_producer_for_good(cluster: 
 
 async def test_a_transaction_is_visible_altogether_with_its_offsets(cluster: Cluster) -> None:
     source, group = TopicPartition(cluster.topic(topics.RAW), 0), cluster.group("kb-tested")
-    async with Producer(cluster, cluster.group("tx")) as producer:
-        async with producer.transaction():
-            for number in range(100):
-                producer.add(topics.BOOK, b"K%d" % number, b"kept")
-            await producer.flush()
-            assert len(await every(cluster, topics.BOOK, read_committed=False)) == 100
-            assert len(await every(cluster, topics.BOOK)) == 0
-            await producer.commit_offsets({source: 17}, group)
-        assert len(await every(cluster, topics.BOOK)) == 100
-        assert await _committed(cluster, source) == 17
+    async with Producer(cluster, cluster.group("tx")) as producer, producer.transaction():
+        for number in range(100):
+            producer.add(topics.BOOK, b"K%d" % number, b"kept")
+        await producer.flush()
+        assert len(await every(cluster, topics.BOOK, read_committed=False)) == 100
+        assert len(await every(cluster, topics.BOOK)) == 0
+        await producer.commit_offsets({source: 17}, group)
+    assert len(await committed(cluster, topics.BOOK)) == 100
+    assert await _committed_offset(cluster, source) == 17
 
 
 async def test_an_exception_leaves_nothing_of_its_transaction(cluster: Cluster) -> None:
@@ -130,9 +136,9 @@ async def test_an_exception_leaves_nothing_of_its_transaction(cluster: Cluster) 
         assert producer.buffered == 0
         async with producer.transaction():
             producer.add(topics.BOOK, b"K", b"kept")
-        assert await every(cluster, topics.BOOK) == [b"kept"]
-        assert await every(cluster, topics.BOOK, read_committed=False) == [b"sent, then void", b"kept"]
-        assert await _committed(cluster, source) is None
+    assert await committed(cluster, topics.BOOK) == [b"kept"]
+    assert await every(cluster, topics.BOOK, read_committed=False) == [b"sent, then void", b"kept"]
+    assert await _committed_offset(cluster, source) is None
 
 
 async def test_a_cancelled_transaction_leaves_nothing(cluster: Cluster) -> None:
@@ -143,12 +149,10 @@ async def test_a_cancelled_transaction_leaves_nothing(cluster: Cluster) -> None:
                 await asyncio.Event().wait()
         async with producer.transaction():
             producer.add(topics.BOOK, b"K", b"kept")
-        assert await every(cluster, topics.BOOK) == [b"kept"]
+    assert await committed(cluster, topics.BOOK) == [b"kept"]
 
 
 async def test_a_zombie_is_fenced_and_writes_nothing(cluster: Cluster) -> None:
-    async with Producer(cluster, cluster.group("tx")) as heir:
-        pass  # the id is known to the broker
     with pytest.raises(Fenced):
         async with Producer(cluster, cluster.group("tx")) as zombie, zombie.transaction():
             zombie.add(topics.BOOK, b"K", b"of the zombie")
@@ -156,7 +160,7 @@ async def test_a_zombie_is_fenced_and_writes_nothing(cluster: Cluster) -> None:
             async with Producer(cluster, cluster.group("tx")) as heir, heir.transaction():
                 heir.add(topics.BOOK, b"K", b"of the heir")
             zombie.add(topics.BOOK, b"K", b"too late")
-    assert await every(cluster, topics.BOOK) == [b"of the heir"]
+    assert await committed(cluster, topics.BOOK) == [b"of the heir"]
 
 
 async def test_outside_a_transaction_nothing_is_added(cluster: Cluster) -> None:
@@ -207,6 +211,6 @@ def _kill(pid: int | None) -> None:
     psutil.Process(pid).kill()
 
 
-async def _committed(cluster: Cluster, partition: TopicPartition) -> int | None:
+async def _committed_offset(cluster: Cluster, partition: TopicPartition) -> int | None:
     async with Consumer(cluster, [topics.RAW], "kb-tested") as consumer:
         return await consumer.committed(partition)
