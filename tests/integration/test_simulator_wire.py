@@ -128,7 +128,7 @@ async def test_the_server_pings_with_heartbeat(keys: Path, monkeypatch: pytest.M
 
 async def test_clients_ping_is_answered_and_sids_begin_at_1_on_each_connection(keys: Path):
     async with simulator.serve(quiet(keys)) as exchange:
-        await wait_for(lambda: len(exchange.exchange.markets) == 5)
+        await wait_for(lambda: len(exchange.exchange.markets) >= 5)
         for _ in range(2):
             async with a_client(exchange) as client:
                 await asyncio.wait_for(await client.ping(), 5)
@@ -233,9 +233,9 @@ async def test_two_gatherers_each_get_everything(tmp_path: Path, keys: Path):
 async def trading(keys: Path, **config: Any) -> AsyncIterator[tuple[simulator.Running, ClientConnection]]:
     settings = {"markets": 5, "rate": 400.0, **config}
     async with simulator.serve(simulator.Config(key_dir=keys, **settings)) as exchange:
-        await wait_for(lambda: len(exchange.exchange.markets) == 5)
+        await wait_for(lambda: len(exchange.exchange.markets) >= 5)
         async with a_client(exchange) as client:
-            await subscribe(client, list(exchange.exchange.markets))
+            await subscribe(client, list(exchange.exchange.markets)[:5])  # a sixth may have been announced already
             await received(client, lambda got: len(got) == 7)
             yield exchange, client
 
