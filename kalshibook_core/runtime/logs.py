@@ -1,6 +1,7 @@
 """Structured logs on standard error: one event name and its fields per line, JSON unless a person is looking.
 
-Promises: keys, signatures and payloads are the caller's to leave out; what libraries log through `logging` takes the same form.
+Promises: keys, signatures and payloads are the caller's to leave out; what libraries log through `logging` takes the
+same form, and a warning of theirs is told once a minute.
 """
 
 import logging
@@ -36,6 +37,7 @@ def configure(service: str, level: str = "info", stream: TextIO | None = None) -
     )
     structlog.contextvars.bind_contextvars(service=service)
     foreign = logging.StreamHandler(out)
+    foreign.addFilter(_told_once)
     foreign.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[*before, structlog.stdlib.add_logger_name],
@@ -67,6 +69,11 @@ class Limiter:
 
 
 _every_minute = Limiter(60.0)
+
+
+def _told_once(record: logging.LogRecord) -> bool:
+    # aiokafka warns of every retry of every partition, which is what it is there for; once a minute is enough to know.
+    return record.levelno >= logging.ERROR or once_a_minute(f"{record.name}: {record.msg}")
 
 
 def once_a_minute(kind: str) -> bool:
