@@ -59,8 +59,9 @@ def plan(migrations: Sequence[Migration], applied: dict[int, tuple[str, str]]) -
     """
     known = {migration.number: migration for migration in migrations}
     if len(known) != len(migrations):
-        twice = sorted(m.name for m in migrations if known[m.number] is not m or m.name != known[m.number].name)
-        raise MigrationError(f"two migrations have the number of {', '.join(twice)}: renumber one")
+        numbers = [migration.number for migration in migrations]
+        twice = [migration.name for migration in migrations if numbers.count(migration.number) > 1]
+        raise MigrationError(f"migrations with one number: {', '.join(twice)}; renumber all but one")
     for number, (name, sha256) in sorted(applied.items()):
         if number not in known:
             raise MigrationError(

@@ -7,8 +7,6 @@ default partition is locked for that moment only.
 from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
 
-import asyncpg
-
 Connection = "asyncpg.Connection[asyncpg.Record] | asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
 
 TABLES: Final = {"book_events": "day", "tickers": "day", "checkpoints": "month"}

@@ -7,6 +7,9 @@ import asyncpg
 UNREACHABLE = (OSError, TimeoutError, asyncpg.PostgresConnectionError, asyncpg.CannotConnectNowError, asyncpg.AdminShutdownError)
 """What asyncpg raises while a server is away, starting or shutting down: worth a retry, where other errors are not."""
 
+# A process that freezes inside a transaction keeps its locks; whoever takes over from it must not wait for ever.
+_SERVER_SETTINGS = {"application_name": "kalshibook", "idle_in_transaction_session_timeout": "15000"}
+
 
 class DatabaseUnreachable(Exception):
     """No connection to the server could be made."""
@@ -29,6 +32,8 @@ async def connect(dsn: str) -> "asyncpg.Connection[asyncpg.Record]":
 async def connect_pool(dsn: str, *, size: int = 4) -> "asyncpg.Pool[asyncpg.Record]":
     """Return an open pool of at most `size` connections; raise DatabaseUnreachable. Close it with `async with`."""
     try:
-        return await asyncpg.create_pool(dsn, min_size=1, max_size=size, timeout=10, command_timeout=60)
+        return await asyncpg.create_pool(
+            dsn, min_size=1, max_size=size, timeout=10, command_timeout=60, server_settings=_SERVER_SETTINGS
+        )
     except UNREACHABLE as error:
         raise DatabaseUnreachable(f"Postgres at {describe(dsn)} cannot be reached ({error}): is it running?") from error
