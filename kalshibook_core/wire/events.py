@@ -144,7 +144,7 @@ class Trade(NamedTuple):
     recv_us: int
     yes_price: int
     no_price: int
-    count: int
+    count: int  # type: ignore[assignment]  # the field's word; tuple.count is of no use here
     taker_side: int  # 0 yes, 1 no
     is_block_trade: bool | None  # None: the frame did not say (before 2026-08-13)
     gatherer: str

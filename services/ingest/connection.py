@@ -21,7 +21,7 @@ from kalshibook_core.kafka.producer import Producer
 from kalshibook_core.kalshi.messages import Lifecycle
 from kalshibook_core.kalshi.session import Session
 from kalshibook_core.runtime import clock, logs
-from kalshibook_core.wire import raw
+from kalshibook_core.wire import codec
 from kalshibook_core.wire.events import Cause, RawFrame
 from services.ingest.pace import Pace, backoff
 from services.ingest.rest import date_skew_us, refusal
@@ -205,7 +205,7 @@ class Connection:
             self._end(Cause.DISCONNECT)
 
     def _publish(self, session: Session[RawFrame]) -> None:
-        add, encode = self._producer.add, raw.encode
+        add, encode = self._producer.add, codec.encode
         for record in session.records_to_publish():
             add(topics.RAW, record.market_ticker.encode(), encode(record), record.recv_us // 1000)
 

@@ -14,7 +14,7 @@ from kalshibook_core.kafka import topics
 from kalshibook_core.kafka.producer import Producer
 from kalshibook_core.kalshi.messages import Lifecycle, UnparsableFrame
 from kalshibook_core.runtime import clock, logs
-from kalshibook_core.wire import raw
+from kalshibook_core.wire import codec
 from kalshibook_core.wire.events import RawFrame, RawKind
 from services.ingest.connection import Connection
 from services.ingest.pace import backoff
@@ -208,7 +208,7 @@ class Gatherer:
         record = RawFrame(
             RawKind.REST, self._settings.gatherer, -1, 0, "", -1, -1, False, ticker, answer.at_us, clock_us, answer.path, payload
         )
-        self._producer.add(topics.RAW, ticker.encode(), raw.encode(record), answer.at_us // 1000)
+        self._producer.add(topics.RAW, ticker.encode(), codec.encode(record), answer.at_us // 1000)
 
     def _tell(self, kind: str, why: str) -> None:
         self._counts[kind] += 1

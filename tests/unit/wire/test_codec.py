@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from kalshibook_core.wire import codec, events
 
 TICKERS = st.text(max_size=40)
-LONGS = st.integers(-(2**63), 2**63 - 1)
+LONGS = st.one_of(
+    st.integers(-(2**63), 2**63 - 1), st.sampled_from([s * 2**n + d for n in range(63) for s in (1, -1) for d in (-1, 0)])
+)
 INTS = st.integers(-(2**31), 2**31 - 1)
 LEVELS = st.lists(st.tuples(INTS, LONGS), max_size=8)
 
@@ -102,3 +104,10 @@ def test_a_record_cut_short_or_with_a_tail_is_undecodable(value: events.Event) -
 def test_a_value_of_somebody_else_has_an_unknown_schema(foreign: bytes) -> None:
     with pytest.raises(codec.UnknownSchema):
         codec.decode(foreign)
+
+
+def test_an_integer_that_does_not_fit_is_refused() -> None:
+    frame = events.RawFrame("FRAME", "g1", 1, 1, "", 1, 2**63, False, "A", 1, 1, "", b"")
+    with pytest.raises(OverflowError):
+        codec.encode(frame)
+    assert codec.decode(codec.encode(frame._replace(seq=2**63 - 1))).seq == 2**63 - 1
