@@ -5,9 +5,12 @@ default partition is locked for that moment only.
 """
 
 from datetime import UTC, datetime, timedelta
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
-Connection = "asyncpg.Connection[asyncpg.Record] | asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
+import asyncpg
+import asyncpg.pool
+
+Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
 
 TABLES: Final = {"book_events": "day", "tickers": "day", "checkpoints": "month"}
 """The span of one partition, by partitioned table."""
