@@ -3,6 +3,7 @@
 Reads only; the tables are the persister's.
 """
 
+import asyncio
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,11 +39,12 @@ class Reached:
 
 
 class History:
-    """A reader of the database. Opened once, used by one task at a time."""
+    """A reader of the database, over one connection that its users take turns with."""
 
     def __init__(self, dsn: str) -> None:
         self._dsn = dsn
         self._connection: Any = None
+        self._turn = asyncio.Lock()
         self._counted: tuple[int, int] | None = None
         self._gaps: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
 
@@ -74,6 +76,7 @@ class History:
 
     async def _fetch(self, query: str, *arguments: object) -> list[Any]:
         # A database that is away is not the supervisor's end: it is started again, and the next look finds it.
-        if self._connection is None or self._connection.is_closed():
-            self._connection = await pool.connect(self._dsn)
-        return list(await self._connection.fetch(query, *arguments))
+        async with self._turn:
+            if self._connection is None or self._connection.is_closed():
+                self._connection = await pool.connect(self._dsn)
+            return list(await self._connection.fetch(query, *arguments))

@@ -122,10 +122,6 @@ class Kept:
             await self._process.stop()
             self.state = "stopped"
 
-    def let_go(self) -> None:
-        """Keep it no longer: somebody else stops it."""
-        self._stopping.set()
-
     def lag(self) -> int:
         """Return how many records it has yet to read, 0 where it reads none."""
         return int(self.counters.get("lag_records", 0))

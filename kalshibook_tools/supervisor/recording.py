@@ -160,7 +160,9 @@ class Played:
         lagging = [name for name in FLOW if name in kept and kept[name].lag()]
         stage = "ingest" if not status["done"] else (lagging or ["persister"])[0]
         log = self.options.home.log(stage)
-        waits = f"{len(late)} markets are behind, {late[0]} among them" if late else f"the exchange waits for {status.get('waiting')}"
+        waits = (
+            f"{len(late)} markets are behind, {late[0]} among them" if late else f"the exchange waits for {status.get('waiting')}"
+        )
         return f"nothing moved for {STUCK_AFTER:g} s: {stage} is stuck ({waits}); its last line: {last_line(log)} (log: {log})"
 
 

@@ -67,6 +67,7 @@ class _Supervisor:
         self.trade_gaps: list[dict[str, Any]] = []
         self.greeted = False
         self._ports: dict[str, int] = {}
+        self._background: list[asyncio.Task[None]] = []
 
     async def live(self, stop: asyncio.Event) -> int:
         self.write("starting")
@@ -79,12 +80,13 @@ class _Supervisor:
             exits.push_async_callback((history := History(stack.addresses.postgres)).close)
             client = await exits.enter_async_context(httpx.AsyncClient())
             async with asyncio.TaskGroup() as tasks:
-                looking = tasks.create_task(self._look(client, history))
+                self._background.append(tasks.create_task(self._look(client, history)))
                 try:
                     return await self._work(tasks, stop, stack, client, history)
                 finally:
                     await self._drain()
-                    looking.cancel()
+                    for task in self._background:
+                        task.cancel()
 
     async def _work(
         self, tasks: asyncio.TaskGroup, stop: asyncio.Event, stack: Stack, client: httpx.AsyncClient, history: History
@@ -116,7 +118,7 @@ class _Supervisor:
         for name, process in stack.processes.items():
             self.kept[name] = part = Kept(name, lambda process=process: (process, _port_open(process)), self.told.tell)  # type: ignore[misc]
             await part.adopt()
-            tasks.create_task(part.keep())
+            self._background.append(tasks.create_task(part.keep()))
         first = [] if self.options.exchange else ["simulator"]
         async with asyncio.TaskGroup() as starting:
             for name in (*first, "deduplicator", "persister", "reconstructor", "gateway"):
@@ -128,7 +130,7 @@ class _Supervisor:
         await self._up("ingest", client)
         for name in FLOW:
             if name in self.kept:
-                tasks.create_task(self.kept[name].keep())
+                self._background.append(tasks.create_task(self.kept[name].keep()))
         return True
 
     async def _prepare(self, stack: Stack) -> None:
@@ -194,9 +196,6 @@ class _Supervisor:
                 await asyncio.sleep(0.1)
                 await kept.look()
             await kept.stop()
-        for name, kept in self.kept.items():
-            if name not in FLOW:
-                kept.let_go()  # the stack stops its own, in its own order
 
     async def _look(self, client: httpx.AsyncClient, history: History) -> None:
         loop = asyncio.get_running_loop()
@@ -209,7 +208,7 @@ class _Supervisor:
                 now, counted = loop.time(), self._counter("ingest", "frames_total")
                 rate = max(0, counted - frames) / (now - before)
                 before, frames = now, counted
-                if self.recording is None or self.recording.done:
+                if self.greeted and (self.recording is None or self.recording.done):
                     self.told.show(self._line(rate))
             self.write(self.state)
             await asyncio.sleep(1)

@@ -1,0 +1,233 @@
+"""`kb up` as on a first day: what it prints works, what is killed comes back, what it serves was true, Ctrl-C ends all."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.running import Up, alive, kb
+from tests.support.service import until
+
+STATUS_KEYS = {"state", "gateway", "demo_key", "services", "recording", "gaps", "trade_gaps"}
+SERVICES = {"ingest", "deduplicator", "persister", "reconstructor", "gateway"}
+FAULTS = ("malformed", "unknown_type", "big_frame", "negative_level", "unparsable", "duplicate", "drop", "error_25", "reset")
+GENERATED = ("--markets", "12", "--rate", "300")
+
+
+def run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end."""
+    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+
+
+def truth_book(rows: list[dict[str, Any]]) -> tuple[dict[int, int], dict[int, int]]:
+    """Fold what the exchange says was true, in plain integers."""
+    sides: dict[str, dict[int, int]] = {"yes": {}, "no": {}}
+    for row in rows:
+        if row["type"] == "snapshot":
+            sides = {name: {price: size for price, size in row[name]} for name in sides}
+        elif row["type"] == "delta":
+            side = sides[row["side"]]
+            side[row["price"]] = side.get(row["price"], 0) + row["delta"]
+            if not side[row["price"]]:
+                del side[row["price"]]
+    return sides["yes"], sides["no"]
+
+
+def served_book(body: dict[str, Any]) -> tuple[dict[int, int], dict[int, int]]:
+    """Return a book of the API in plain integers."""
+    return tuple(  # type: ignore[return-value]
+        {int(price.replace(".", "")): int(size.replace(".", "")) for price, size in body[side]} for side in ("yes", "no")
+    )
+
+
+async def equal_to_the_truth(up: Up) -> None:
+    """Pause the exchange; every book must come to equal what was true, now and through the database, versions without a hole."""
+    control = json.loads((up.home / "simulator.json").read_text())["control_url"]
+    (await up.client.post(f"{control}/pause")).raise_for_status()
+    tickers = list((await up.client.get(f"{control}/status")).json()["per_market"])
+    compared = 0
+    for ticker in tickers:
+        truth = [json.loads(line) for line in (await up.client.get(f"{control}/truth/{ticker}")).text.splitlines()]
+        if not any(row["type"] == "snapshot" for row in truth):
+            continue
+        expected = truth_book(truth)
+
+        async def settled(ticker: str = ticker, expected: object = expected) -> bool:
+            now = await up.get(f"/v1/orderbook/{ticker}")
+            then = await up.get(f"/v1/orderbook/{ticker}", at="9999-12-31T00:00:00Z")
+            if now.status_code != 200 or then.status_code != 200:
+                return False
+            return served_book(now.json()) == served_book(then.json()) == expected and not now.json()["quality"]["gap"]
+
+        try:
+            await until(settled)
+        except TimeoutError:
+            served = (await up.get(f"/v1/orderbook/{ticker}")).json()
+            raise AssertionError(f"{ticker}: served {served}\ntrue {expected}") from None
+        rows = await up.list(f"/v1/deltas/{ticker}", limit=1000)
+        assert [row["version"] for row in rows] == list(range(1, len(rows) + 1)), ticker
+        compared += 1
+    assert compared >= 8
+    (await up.client.post(f"{control}/resume")).raise_for_status()
+
+
+async def test_the_first_day(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    async with Up(home, *GENERATED) as up:
+        # The screen: three queries that work as printed.
+        await up.says("?at=")
+        lines = re.findall(r"^\s*(curl .*)$", up.screen, re.MULTILINE)
+        assert len(lines) == 3
+        for line in lines:
+            told = run([*shlex.split(line), "-sS", "--fail"])
+            assert told.returncode == 0, (line, told.stderr, told.stdout)
+            assert json.loads(told.stdout)
+
+        # kb status --json: the object scripts rely on.
+        status = json.loads(kb(home, "status", "--json").stdout)
+        assert status.keys() == STATUS_KEYS
+        assert status["state"] == "running"
+        assert (await up.client.get(status["gateway"]["url"] + "/healthz")).status_code == 200
+        assert status["services"].keys() >= SERVICES
+        for service in status["services"].values():
+            assert service.keys() == {"pid", "state", "restarts", "counters"}
+            assert (service["state"], service["restarts"]) == ("running", 0)
+
+        # A second one in the same home is refused in one line; so is a reset.
+        second = kb(home, "up")
+        assert (second.returncode, second.stderr.count("\n")) == (1, 1)
+        assert "kb down" in second.stderr
+        assert kb(home, "reset", "--yes").returncode == 1
+        await equal_to_the_truth(up)
+
+        # SIGKILL each in turn: it is told, started again and counted, and nothing of the truth is lost.
+        for name in ("simulator", "ingest", "deduplicator", "persister", "reconstructor", "gateway", "redis", "postgres"):
+            os.kill(up.pids()[name], signal.SIGKILL)
+
+            async def back(name: str = name) -> bool:
+                service = up.state()["services"][name]
+                return bool(service["restarts"] and service["state"] == "running")
+
+            await until(back)
+            assert f"{name} was ended by signal 9" in up.screen
+        await equal_to_the_truth(up)
+        status = json.loads(kb(home, "status", "--json").stdout)
+        assert {gap["cause"] for gap in status["gaps"]} <= {"disconnect"}
+        assert all(gap["end"] for gap in status["gaps"])
+        versions = await versions_of(up)
+
+        # Ctrl-C leaves nothing running, and the next start goes on where the data stands.
+        pids = up.pids()
+        assert await up.interrupt() == 0
+        assert alive(pids) == {}
+        assert json.loads(kb(home, "status", "--json").stdout)["state"] == "stopped"
+        key = status["demo_key"]
+        up.start()
+        await up.says("?at=")
+        assert up.state()["demo_key"] == key
+        after = await versions_of(up)
+        assert all(after[ticker] >= version for ticker, version in versions.items())
+        await equal_to_the_truth(up)
+
+
+async def versions_of(up: Up) -> dict[str, int]:
+    """Return how far each market is that has a book."""
+    books = {market["ticker"]: await up.get(f"/v1/orderbook/{market['ticker']}") for market in await up.list("/v1/markets")}
+    return {ticker: book.json()["version"] for ticker, book in books.items() if book.status_code == 200}
+
+
+async def test_a_killed_kb_is_told_and_cleaned_up_after(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    async with Up(home, *GENERATED) as up:
+        await up.says("?at=")
+        left = up.pids()
+        assert up.process is not None
+        up.process.kill()
+        up.process.wait()
+        status = json.loads(kb(home, "status", "--json").stdout)
+        assert (status["state"], status["gateway"]["url"]) == ("stopped", None)
+        assert {name for name, service in status["services"].items() if service["state"] == "leftover"} == left.keys()
+        assert kb(home, "reset", "--yes").returncode == 1
+        versions = 0
+        up.start()
+        await up.says("?at=")
+        assert alive(left) == {}
+        await equal_to_the_truth(up)
+        versions = sum((await versions_of(up)).values())
+        assert versions > 0
+
+
+async def test_detached(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    try:
+        up = kb(home, "up", "--detach", *GENERATED)
+        assert up.returncode == 0, up.stdout + up.stderr
+        assert up.stdout.count("curl ") == 3
+        status = json.loads(kb(home, "status", "--json").stdout)
+        assert status["state"] == "running"
+        made = kb(home, "keys", "create", "--account", "alice", "--plan", "free")
+        assert made.stdout.startswith("kb_live_")
+        assert "alice" in kb(home, "keys", "list").stdout
+        assert "applied 0 migrations" in kb(home, "migrate").stdout
+        pids = {name: service["pid"] for name, service in status["services"].items()}
+    finally:
+        down = kb(home, "down")
+    assert (down.returncode, down.stdout) == (0, "stopped\n")
+    assert alive(pids) == {}
+
+
+async def test_bad_input_is_kept_counted_and_told_and_ends_nothing(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    async with Up(home, *GENERATED) as up:
+        await up.says("?at=")
+        control = json.loads((home / "simulator.json").read_text())["control_url"]
+        for kind in (
+            "malformed",
+            "unknown_type",
+            "big_frame",
+            "negative_level",
+            "unparsable",
+            "duplicate",
+            "drop",
+            "error_25",
+            "reset",
+        ):
+            answer = await up.client.post(f"{control}/faults", json={"kind": kind})
+            assert answer.status_code == 200, answer.text
+        ticker = next(iter(await versions_of(up)))
+        assert (await up.client.post(f"{control}/faults", json={"kind": "off_grid", "market_ticker": ticker})).status_code == 200
+
+        async def told() -> bool:
+            causes = {gap["cause"] for gap in up.state()["gaps"]}
+            return causes >= {"parse_failure", "upstream_sequence_gap", "terminal_subscription_error", "disconnect"}
+
+        await until(told)
+        await equal_to_the_truth(up)
+        assert {service["restarts"] for service in up.state()["services"].values()} == {0}
+
+        unknown = await up.get("/v1/orderbook/NO-SUCH")
+        bad = await up.get(f"/v1/orderbook/{ticker}", at="yesterday")
+        without = await up.client.get(up.state()["gateway"]["url"] + "/v1/markets")
+        assert [answer.status_code for answer in (unknown, bad, without)] == [404, 422, 401]
+        for answer in (unknown, bad, without):
+            assert answer.json()["error"].keys() >= {"code", "message"}
+
+
+@pytest.mark.parametrize("port", ["gateway", "simulator"])
+async def test_a_port_in_use_is_told_in_one_line(tmp_path: Path, port: str) -> None:
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        number = taken.getsockname()[1]
+        told = kb(tmp_path / "home", "up", f"--{port}-port", str(number))
+    assert told.returncode == 1
+    assert f"port {number} is in use" in told.stderr
+    assert told.stderr.count("\n") == 1

@@ -1,0 +1,103 @@
+"""The same recording gives the same canonical stream at every speed, and says exactly which gaps there are."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tests.e2e import brute
+from tests.e2e.running import Up, alive, kb
+from tests.support import recordings
+
+Stream = dict[str, list[dict[str, Any]]]
+
+
+async def play(home: Path, recording: Path, speed: str) -> tuple[Stream, dict[str, Any], list[dict[str, Any]]]:
+    """Play a recording in a home, and return its canonical stream, the state as `kb status` tells it, and its trades."""
+    async with Up(home, "--recording", str(recording), "--speed", speed, "--keep-running") as up:
+        await up.says("last read back")
+        tickers = [market["ticker"] for market in await up.list("/v1/markets", limit=100)]
+        stream = {ticker: await up.list(f"/v1/deltas/{ticker}", limit=1000) for ticker in tickers}
+        trades = [row for ticker in tickers for row in await up.list(f"/v1/trades/{ticker}", limit=1000)]
+        status = json.loads(kb(home, "status", "--json").stdout)
+        pids = up.pids()
+        assert await up.interrupt() == 0
+        assert alive(pids) == {}
+    for row in [row for rows in stream.values() for row in rows] + trades:
+        del row["recv_at"]  # the local clock's, and nothing else may differ
+    return stream, status, trades
+
+
+def without_first_snapshots(stream: Stream) -> Stream:
+    """Blank the effective times that a connection's first snapshots decide: theirs, and as long as nothing passes them."""
+    for rows in stream.values():
+        first = ""
+        for row in rows:
+            if row["version"] == 1 or row.get("gap"):
+                first = row["effective_at"]
+            if row["type"] == "snapshot" and row.get("gap"):
+                row["gap"]["end"] = "then"
+            if row["type"] == "gap":
+                row["end"] = "then"
+            if row["effective_at"] == first:
+                row["effective_at"] = "then"
+    return stream
+
+
+async def test_the_speed_changes_nothing(tmp_path: Path) -> None:
+    written = recordings.write(tmp_path / "recording", seconds=60, rate=40, deaths=[20])
+    fast, _, fast_trades = await play(tmp_path / "fast", written.events, "max")
+    slow, _, slow_trades = await play(tmp_path / "slow", written.events, "60")
+    assert sum(map(len, fast.values())) > 1_000
+    assert without_first_snapshots(fast) == without_first_snapshots(slow)
+    assert fast_trades == slow_trades
+
+
+async def test_where_seq_starts_over_there_is_a_gap_for_whoever_had_a_book(tmp_path: Path) -> None:
+    written = recordings.write(tmp_path / "recording", seconds=60, rate=40, deaths=[15, 40], away=2.0)
+    home = tmp_path / "home"
+    stream, status, _ = await play(home, written.events, "max")
+    told = sorted((gap["market_ticker"], gap["cause"]) for gap in status["gaps"])
+    assert told == sorted((ticker, "disconnect") for known in written.known_at_death for ticker in known)
+    for gap in status["gaps"]:
+        died = [at for at in written.deaths_us if brute.micros(gap["start"]) <= at < brute.micros(gap["end"])]
+        assert len(died) == 1, gap
+        assert died[0] - brute.micros(gap["start"]) <= 10_500_000
+    for ticker, rows in stream.items():
+        assert [row["version"] for row in rows] == list(range(1, len(rows) + 1)), ticker
+        opened = [row for row in rows if row["type"] == "gap"]
+        ended = [row for row in rows if row["type"] == "snapshot" and row["gap"]]
+        assert len(opened) == len(ended) == sum(ticker in known for known in written.known_at_death)
+
+    # Once more in the same home: appended behind, numbered on, never back in time; trades known by their ids do not repeat.
+    again, status, trades = await play(home, written.events, "max")
+    for ticker, rows in again.items():
+        assert [row["version"] for row in rows] == list(range(1, len(rows) + 1))
+        assert len(rows) > len(stream[ticker])
+        assert rows[: len(stream[ticker]) - 1] == stream[ticker][:-1]
+        times = [row["effective_at"] for row in rows]
+        assert times == sorted(times)
+    ids = [row["trade_id"] for row in trades]
+    assert len(ids) == len(set(ids))
+
+
+async def test_a_recording_ends_by_itself(tmp_path: Path) -> None:
+    written = recordings.write(tmp_path / "recording", seconds=10, rate=30)
+    home = tmp_path / "home"
+    async with Up(home, "--recording", str(written.events), "--speed", "max") as up:
+        assert await up.ended() == 0, up.screen
+        assert f"{len(written.lines)} markets" in up.screen
+        assert "0 gaps" in up.screen
+        assert alive(up.pids()) == {}
+    status = json.loads(kb(home, "status", "--json").stdout)
+    assert status["state"] == "stopped"
+    assert status["recording"]["done"] is True
+    assert kb(home, "reset", "--yes").returncode == 0
+    assert not home.exists()
+
+
+async def test_what_is_no_recording_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "bad.ndjson").write_text('{"recv_ms": 1}\n')
+    async with Up(tmp_path / "home", "--recording", str(tmp_path / "bad.ndjson"), "--speed", "max") as up:
+        assert await up.ended() == 1
+        assert "bad.ndjson:1" in up.screen
+        assert "Traceback" not in up.screen
