@@ -1,7 +1,7 @@
 """Settings of the deduplicator.
 
 KB_DEDUPLICATOR_BATCH         raw records a transaction takes at most, over all partitions (4000)
-KB_DEDUPLICATOR_LINGER_MS     how long to wait for company after a small batch; less costs more transactions (20)
+KB_DEDUPLICATOR_LINGER_MS     how long to wait for company after a small batch; less costs more transactions (50)
 KB_DEDUPLICATOR_TRADE_WINDOW  trade ids a partition remembers (50000)
 """
 
@@ -29,7 +29,7 @@ def from_env(env: Mapping[str, str]) -> Settings:
     return Settings(
         cluster=settings.cluster(env),
         batch=settings.integer(env, "KB_DEDUPLICATOR_BATCH", 4000, minimum=1),
-        linger_ms=settings.integer(env, "KB_DEDUPLICATOR_LINGER_MS", 20, minimum=0, maximum=10_000),
+        linger_ms=settings.integer(env, "KB_DEDUPLICATOR_LINGER_MS", 50, minimum=0, maximum=10_000),
         trade_window=settings.integer(env, "KB_DEDUPLICATOR_TRADE_WINDOW", 50_000, minimum=1),
         health_host=settings.health_host(env),
         health_port=settings.health_port(env),

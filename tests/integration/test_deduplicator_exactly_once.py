@@ -10,19 +10,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
+
 from kalshibook_core.kafka import topics
-from kalshibook_core.kafka.cluster import Cluster
-from kalshibook_core.kafka.consumer import Consumer
+from kalshibook_core.kafka.cluster import Cluster, partition_of
+from kalshibook_core.kafka.consumer import Consumer, TopicPartition
 from kalshibook_core.kafka.producer import Producer
 from kalshibook_core.kafka.reader import read_partition
 from kalshibook_core.orderbook.checksum import to_signed
 from kalshibook_core.wire import codec
 from kalshibook_core.wire.events import BookDelta, BookSnapshot, Checkpoint, Gap, Lifecycle, MarketMemory, RawFrame, Ticker, Trade
 from services.deduplicator.partition import Partition
+from services.deduplicator.restore import restore
 from tests.unit.deduplicator.source import T0, Source
 
 DEADLINE = 120
 FRAMES = 4000
+WINDOW = 7  # trades; few, so that what a restart reads of them is a tail
 WRITTEN = (topics.BOOK, topics.TRADES, topics.TICKERS, topics.LIFECYCLE, topics.MEMORY)
 Streams = dict[tuple[str, int], list[object]]
 
@@ -68,7 +72,7 @@ async def quiet(cluster: Cluster) -> Streams:
     made: Streams = {(topic.name, p): [] for topic in WRITTEN for p in range(cluster.partitions)}
     kinds = {BookSnapshot: "book", BookDelta: "book", Trade: "trades", Ticker: "tickers", Lifecycle: "lifecycle"}
     for number in range(cluster.partitions):
-        partition = Partition()
+        partition = Partition(WINDOW)
         async for record in read_partition(cluster, topics.RAW, number):
             try:
                 raw = codec.decode(record.value)
@@ -100,6 +104,7 @@ def deduplicator(cluster: Cluster, log: Path) -> Iterator[subprocess.Popen[bytes
         "KB_KAFKA_PARTITIONS": str(cluster.partitions),
         "KB_DEDUPLICATOR_BATCH": "40",
         "KB_DEDUPLICATOR_LINGER_MS": "0",
+        "KB_DEDUPLICATOR_TRADE_WINDOW": str(WINDOW),
     }
     with log.open("ab") as out:
         process = subprocess.Popen([sys.executable, "-m", "services.deduplicator"], env=env, stderr=out)
@@ -193,3 +198,34 @@ async def test_a_second_process_joins_and_a_frozen_one_comes_back(cluster: Clust
                 a.send_signal(signal.SIGCONT)
                 progress.processes = [a, b]
                 await expect(cluster, expected, progress)
+
+
+async def test_fenced_it_writes_nothing_more_and_begins_anew(cluster: Cluster, tmp_path: Path) -> None:
+    await publish(cluster, seed=5)
+    async with Consumer(cluster, [topics.BOOK]) as reader:
+        with deduplicator(cluster, tmp_path / "log") as process:
+            progress = Progress(reader, [process])
+            await expect(cluster, await quiet(cluster), progress)
+            for number in range(cluster.partitions):
+                async with Producer(cluster, f"{cluster.group('kb-deduplicator')}-{number}"):
+                    pass  # whoever starts last with a transactional id fences the others
+            await publish(cluster, seed=6)
+            await expect(cluster, await quiet(cluster), progress)
+    assert '"event": "fenced"' in (tmp_path / "log").read_text()
+
+
+async def test_a_partition_whose_old_trades_are_gone_is_restored(cluster: Cluster) -> None:
+    trades = [Trade("KXKILL-0.5", f"t{n}", T0 + n, T0, 1, 9999, 1, 0, None, "g1", 0, T0, 2, n, n) for n in range(100)]
+    key = b"KXKILL-0.5"
+    where = TopicPartition(cluster.topic(topics.TRADES), partition_of(key, cluster.partitions))
+    async with Producer(cluster) as producer:
+        for trade in trades:
+            producer.add(topics.TRADES, key, codec.encode(trade))
+    client = AIOKafkaAdminClient(bootstrap_servers=cluster.brokers)
+    await client.start()
+    await client.delete_records({where: RecordsToDelete(before_offset=50)})
+    await client.close()
+    for size in (1, 7, 45, 60):
+        partition = Partition(size)
+        assert await restore(cluster, where.partition, partition) == 100
+        assert [f"t{n}" in partition.window for n in range(100)] == [n >= max(50, 100 - size) for n in range(100)]
