@@ -18,6 +18,8 @@ from services.gateway.errors import ApiError, storage_unavailable
 
 MAX_TARGET: Final = 8_192
 """Bytes of path and query."""
+MAX_AT_ONCE: Final = 1_000
+"""Requests under way; when full, further ones get a 503 at once instead of a place in a growing queue."""
 MAX_BODY: Final = 65_536
 """Bytes a request body may announce; no route reads one."""
 
@@ -43,6 +45,7 @@ class Admission:
     ) -> None:
         self._app, self._authenticate, self._charge = app, authenticate, charge
         self._ready, self._counters, self._monotonic = ready, counters, monotonic
+        self._under_way = 0
         self.requests = 0
         self.failed = 0
 
@@ -63,8 +66,11 @@ class Admission:
             return
         began, reply = self._monotonic(), _Reply(send)
         state: dict[str, Any] = scope.setdefault("state", {})
+        self._under_way += 1
         try:
             _check_size(scope)
+            if self._under_way > MAX_AT_ONCE:
+                raise ApiError(503, "overloaded", "Too many requests are under way; try again in a second.")
             if scope["path"].startswith("/v1/"):
                 state["caller"] = await self._authenticate(scope["headers"])
                 await self._app(scope, receive, reply.hold)
@@ -82,6 +88,8 @@ class Admission:
             # The application's own handler has turned it into an answer where it could; this is the log line.
             log.exception("gateway.request.failed", path=scope["path"], why=type(error).__name__)
             await reply.replace(ApiError(500, "internal", "This should not have happened. We have been told."))
+        finally:
+            self._under_way -= 1
         self.requests += 1
         self.failed += reply.status >= 500
         took_us = round((self._monotonic() - began) * 1e6)

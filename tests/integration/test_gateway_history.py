@@ -7,13 +7,17 @@ from typing import Any
 
 import httpx
 import pytest
+import redis.asyncio
 
-from kalshibook_core.kafka.cluster import Cluster
+from kalshibook_core.kafka import topics
+from kalshibook_core.kafka.cluster import Cluster, partition_of
+from kalshibook_core.kafka.producer import Producer
 from kalshibook_core.kalshi.numbers import price, size
 from kalshibook_core.orderbook import Book
 from kalshibook_core.orderbook.checksum import to_hex
 from kalshibook_core.postgres.pool import connect
-from kalshibook_core.wire.events import BookDelta, BookEvent, BookSnapshot, Gap
+from kalshibook_core.wire import codec
+from kalshibook_core.wire.events import BookDelta, BookEvent, BookSnapshot, Checkpoint, Gap
 from services.gateway import forms, instants, models
 from tests.support import gateway
 from tests.support.canonical import Market
@@ -205,6 +209,67 @@ async def test_trades_markets_and_gaps_are_paged_whole(served: tuple[httpx.Async
     assert [row["market_ticker"] for row in await every("/v1/gaps", ticker="KX4")] == ["KX4"]
     late = await every("/v1/gaps", **{"from": MIDNIGHT + 100})
     assert [row["market_ticker"] for row in late] == [f"KX{i}" for i in range(9) if i % 3]
+
+
+async def test_now_is_the_live_book_and_coverage_follows_the_persister(
+    served: tuple[httpx.AsyncClient, Any], cluster: Cluster, redis_url: str
+) -> None:
+    client, connection = served
+    market = Market("KXA", MIDNIGHT)
+    events = [market.event(1 + number % 10, 20_000_000) for number in range(20)]
+    await gateway.write(connection, await gateway.add_market(connection, "KXA"), events[:5])
+    cache = redis.asyncio.from_url(redis_url)
+    name, last = f"{cluster.prefix}kb:book:KXA", events[-1]
+    book = Checkpoint(
+        "KXA", 20, last.effective_us, list(market.book.yes), list(market.book.no), last.checksum, None, None, "g1", 0, 1, 0, 0
+    )
+    await cache.set(name, codec.encode(book))
+    now = (await client.get("/v1/orderbook/KXA")).json()
+    models.Book.model_validate(now)
+    assert (now["version"], now["at"], now["yes"]) == (20, instants.text(last.effective_us), forms.levels(market.book.yes))
+    assert (now["proof"]["checkpoint"]["source"], now["quality"]) == ("live", {"state": "complete", "gap": None})
+    await cache.set(name, codec.encode(book._replace(gap_start_us=MIDNIGHT, gap_cause="disconnect")))
+    assert (await client.get("/v1/orderbook/KXA")).json()["quality"] == {
+        "state": "gap", "gap": forms.gap(MIDNIGHT, None, "disconnect")
+    }  # fmt: skip
+    await cache.set(name, codec.encode(book._replace(checksum=last.checksum ^ 1)))
+    answer = await client.get("/v1/orderbook/KXA")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "corrupt_history")
+    await cache.aclose()
+
+    async with Producer(cluster) as producer:
+        for event in events:
+            producer.add(topics.BOOK, b"KXA", codec.encode(event))
+            await producer.flush()
+
+    async def state(at_us: int) -> str:
+        return str((await client.get("/v1/orderbook/KXA", params={"at": at_us})).json()["quality"]["state"])
+
+    partition, at_us = partition_of(b"KXA", cluster.partitions), events[9].effective_us
+    await connection.execute("INSERT INTO consumer_offsets VALUES ($1, $2, 5)", cluster.topic(topics.BOOK), partition)
+
+    async def offsets_were_read() -> bool:
+        return await state(at_us) == "complete"
+
+    with pytest.raises(TimeoutError):  # five are stored: what was at the tenth is not known
+        await gateway.eventually(offsets_were_read, 3)
+    await connection.execute("UPDATE consumer_offsets SET next_offset = 20")
+    await gateway.eventually(offsets_were_read)
+    assert await state(last.effective_us - 10_000_000) == "complete"
+    assert await state(last.effective_us - 9_999_999) == "pending"
+
+
+async def test_a_port_in_use_is_one_line_that_says_what_to_do(
+    served: tuple[httpx.AsyncClient, Any], cluster: Cluster, database: str, redis_url: str, tmp_path: Path
+) -> None:
+    client, _ = served
+    folder = tmp_path / "second"
+    folder.mkdir()
+    with pytest.raises(AssertionError):
+        async with gateway.running(cluster, database, redis_url, folder, KB_GATEWAY_PORT=str(client.base_url.port)):
+            pass
+    said = (folder / "gateway.log").read_text().splitlines()[-1]
+    assert said.startswith("configuration: ") and "choose another port" in said
 
 
 REFUSED = [

@@ -107,6 +107,31 @@ async def test_each_answered_call_is_in_the_ledger_once_through_kills(
         await cache.aclose()
 
 
+async def test_two_gateways_share_credits_and_ledger(cluster: Cluster, database: str, redis_url: str, tmp_path: Path) -> None:
+    secret = await gateway.key(database)
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for folder in folders:
+        folder.mkdir()
+    async with connected(database) as connection, gateway.running(cluster, database, redis_url, folders[0]) as first:
+        await one_market(connection)
+        ids = set()
+        async with httpx.AsyncClient(timeout=30, headers={"X-API-Key": secret}) as client:
+
+            async def call(process: gateway.Gateway) -> None:
+                answer = await client.get(f"{process.url}/v1/orderbook/KXA")
+                assert answer.status_code == 200
+                ids.add(answer.headers["x-request-id"])
+
+            async with gateway.running(cluster, database, redis_url, folders[1]) as second:
+                for _ in range(40):  # the group's partitions move from one to both meanwhile
+                    await asyncio.gather(call(first), call(second))
+                assert await second.stop() == 0
+            for _ in range(20):
+                await call(first)
+        assert {row["usage_id"] for row in await ledger(connection, 100)} == ids
+        assert len(ids) == 100
+
+
 async def test_a_plan_ends_exactly_at_its_allowance_and_usage_shows_ones_own(
     cluster: Cluster, database: str, redis_url: str, tmp_path: Path
 ) -> None:

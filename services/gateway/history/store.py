@@ -19,7 +19,7 @@ MAX_IDS: Final = 200_000
 _ROW: Final = "version, effective_us, recv_us, kind, side, price, delta, checksum, levels"
 
 # The checkpoint comes back as a row of kind 0 whose `side` says whether it lies in a gap. Version orders it before its events.
-_POINT: Final = f"""
+POINT: Final = f"""
 WITH start AS MATERIALIZED (
     SELECT version, effective_us, checksum, levels, gap_start_us FROM checkpoints
     WHERE market_id = $1 AND effective_us <= $2 ORDER BY effective_us DESC, version DESC LIMIT 1
@@ -93,7 +93,7 @@ class Store:
 
     async def book_at(self, market_id: int, at_us: int) -> State | None:
         """Return the book after every event with effective_us <= at_us, None if there is none; raise CorruptHistory."""
-        rows: list[Any] = await self._pool.fetch(_POINT, market_id, at_us, CHUNK, timeout=TIMEOUT)
+        rows: list[Any] = await self._pool.fetch(POINT, market_id, at_us, CHUNK, timeout=TIMEOUT)
         if not rows:
             return None
         state = State()

@@ -8,6 +8,7 @@ import structlog
 from kalshibook_core.kafka import topics
 from kalshibook_core.kafka.cluster import Cluster
 from kalshibook_core.kafka.consumer import Consumer, Record
+from kalshibook_core.kafka.errors import KafkaFault
 from kalshibook_core.postgres.pool import UNREACHABLE
 from kalshibook_core.wire import codec
 from kalshibook_core.wire.events import Usage
@@ -30,7 +31,15 @@ class Ledger:
         self.unreadable = 0
 
     async def consume(self, cluster: Cluster, stop: asyncio.Event) -> None:
-        """Write usage events until `stop` is set, then what was fetched."""
+        """Write usage events until `stop` is set. What a lost connection or a rebalance leaves uncommitted is read again."""
+        while not stop.is_set():
+            try:
+                await self._consume(cluster, stop)
+            except KafkaFault as error:
+                log.warning("gateway.ledger.kafka_away", why=str(error), effect="usage waits in its topic")
+                await asyncio.sleep(RETRY_SECONDS)
+
+    async def _consume(self, cluster: Cluster, stop: asyncio.Event) -> None:
         async with Consumer(cluster, [topics.USAGE], group=GROUP) as consumer:
             while not stop.is_set():
                 batch = await consumer.poll(max_records=BATCH, timeout_ms=200)

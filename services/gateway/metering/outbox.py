@@ -22,6 +22,8 @@ from services.gateway.errors import ApiError
 MAX_WAITING: Final = 50_000
 """Events Kafka has not acknowledged; when full, billable calls are refused with a 503."""
 BATCH: Final = 1_000
+LINGER_SECONDS: Final = 0.1
+"""Events wait so long for company: one Kafka batch, one Redis call and one insert serve them all. They are safe in Redis."""
 TICK_SECONDS: Final = 0.5
 SWEEP_US: Final = 15_000_000
 """Pending events older than this are published again; their gateway is gone, or could not delete them."""
@@ -76,6 +78,9 @@ class Outbox:
                         with suppress(TimeoutError):
                             async with asyncio.timeout(TICK_SECONDS):
                                 await self._more.wait()
+                        with suppress(TimeoutError):
+                            async with asyncio.timeout(LINGER_SECONDS):
+                                await stop.wait()
                 return
             except ProduceFailed as error:
                 log.error("gateway.metering.kafka_refused", why=str(error), waiting=len(self), effect="sent again until accepted")

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kalshibook_core.wire.events import Usage
 from services.gateway import app, pages
 from services.gateway.accounts import PLANS, Caller, period_start
 from services.gateway.errors import ApiError
@@ -11,6 +12,7 @@ from services.gateway.instants import LAST_US, text
 from services.gateway.keys import credentials
 from services.gateway.keys.lookup import MAX_REMEMBERED, TTL, Lookup
 from services.gateway.metering import prices
+from services.gateway.metering.outbox import MAX_WAITING, Outbox
 
 CALLER = Caller("acct_1", "one", "free", "key_1")
 
@@ -93,6 +95,19 @@ def test_every_route_has_a_price_and_an_unknown_plan_gets_nothing() -> None:
         assert methods["get"]["description"]
     assert document["security"] == [{"bearer": []}, {"header": []}]
     assert CALLER._replace(plan="gone").allowance == 0
+
+
+def test_a_full_outbox_refuses_rather_than_serve_unmetered() -> None:
+    outbox = Outbox(None, "", lambda: 0)  # type: ignore[arg-type]
+    usage = Usage("u", "acct_1", "key_1", "orderbook", 1, 0, 200)
+    with outbox.room():
+        outbox.put(usage)
+    outbox._waiting.extend([usage] * (MAX_WAITING - 2))
+    with outbox.room():
+        with pytest.raises(ApiError) as refused, outbox.room():
+            outbox.put(usage)
+        assert (refused.value.status, refused.value.code) == (503, "metering_unavailable")
+    assert len(outbox) == MAX_WAITING - 1
 
 
 @given(st.integers(-(2**63), 2**63 - 1), st.text().filter(lambda text: "\0" not in text))
