@@ -1,7 +1,7 @@
 """Frames a second of a gatherer: socket, session, encoding and a real broker, beside nothing but reading the same socket.
 
 A server in a process of its own pumps made-up order-book frames of 200 markets as fast as they are taken. Both readers use the
-same `websockets` client; the gatherer's is `services.ingest.connection.Connection`, unchanged, done when Kafka has acknowledged all.
+same `websockets` client; the gatherer's is `services.ingest.connection.Connection`, done when Kafka has acknowledged everything.
 """
 
 import asyncio

@@ -1,0 +1,27 @@
+"""Asking is spread out, and waiting grows."""
+
+import random
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.ingest.pace import LONGEST, Pace, backoff
+
+
+@given(st.floats(0.5, 100), st.lists(st.floats(0, 0.5), max_size=200))
+def test_no_more_than_the_rate_after_a_second_s_burst(rate: float, gaps: list[float]) -> None:
+    pace, now, happened = Pace(rate), 1000.0, []
+    for gap in gaps:
+        now += gap
+        happened.append(now + pace.wait(now))
+    assert happened == sorted(happened)
+    for start in happened:
+        assert sum(start <= at < start + 1 for at in happened) <= 2 * rate + 2
+
+
+def test_backoff_grows_is_capped_and_jitters() -> None:
+    rng = random.Random(1)
+    waits = [[backoff(failures, rng) for _ in range(200)] for failures in range(0, 40, 4)]
+    assert all(0 <= wait <= LONGEST for row in waits for wait in row)
+    assert max(waits[0]) <= 0.25 and max(waits[1]) <= 4 and max(waits[-1]) > LONGEST / 2
+    assert len({round(wait, 6) for wait in waits[-1]}) > 100

@@ -1,0 +1,91 @@
+"""Which markets are captured, from when on, and until when."""
+
+import orjson
+import pytest
+
+from kalshibook_core.kalshi.messages import Lifecycle, UnparsableFrame
+from services.ingest.registry import FORGET_US, LINGER_US, PATIENCE_US, Registry
+
+NOW = 1_785_901_540_000_000
+
+
+def body(ticker: str = "KXDOG-1", status: str = "active", **more: object) -> dict[str, object]:
+    return {"ticker": ticker, "status": status, **more}
+
+
+def test_a_market_is_published_when_it_says_anything_new() -> None:
+    registry = Registry()
+    assert registry.read(body(), 5, NOW) == ("KXDOG-1", orjson.dumps(body()))
+    assert registry.read(body(), 5, NOW) is None
+    assert registry.read(body(status="closed"), 5, NOW) is not None
+    assert registry.read(body(), 5, NOW) is not None
+
+
+def test_the_clock_is_that_of_the_first_answer() -> None:
+    registry = Registry()
+    registry.read(body(), 5, NOW)
+    registry.read(body(), 9, NOW)
+    assert registry.markets["KXDOG-1"].skew_us == 5
+
+
+def test_a_created_market_waits_for_rest_but_not_for_long() -> None:
+    registry = Registry()
+    assert registry.hear(Lifecycle("KXDOG-1", "created", {}), NOW)
+    assert not registry.wanted(NOW)
+    assert registry.wanted(NOW + PATIENCE_US)
+    registry.answered("KXDOG-1", 7)  # 404: not known to REST yet
+    assert registry.wanted(NOW) and registry.markets["KXDOG-1"].skew_us == 7
+
+
+def test_messages_of_events_are_no_markets() -> None:
+    registry = Registry()
+    assert not registry.hear(Lifecycle("", "event_lifecycle", {}), NOW)
+    assert not registry.markets
+
+
+@pytest.mark.parametrize("status", ["closed", "inactive", "initialized", "", "something new"])
+def test_a_market_that_may_still_change_is_kept(status: str) -> None:
+    registry = Registry()
+    registry.read(body(status=status), 0, NOW)
+    assert registry.wanted(NOW) and registry.running() == ["KXDOG-1"]
+
+
+@pytest.mark.parametrize("end", ["determined", "settled"])
+def test_an_ended_market_lingers_then_goes_then_is_forgotten(end: str) -> None:
+    registry = Registry()
+    registry.read(body(), 0, NOW)
+    registry.hear(Lifecycle("KXDOG-1", end, {}), NOW + 1)
+    assert not registry.running()
+    assert registry.wanted(NOW + LINGER_US)
+    assert not registry.wanted(NOW + 1 + LINGER_US)
+    registry.forget(NOW + FORGET_US)
+    assert registry.markets
+    registry.forget(NOW + 2 + FORGET_US)
+    assert not registry.markets
+
+
+def test_a_market_that_had_ended_before_is_not_subscribed() -> None:
+    registry = Registry()
+    registry.read(body(status="finalized"), 0, NOW)
+    assert not registry.wanted(NOW)
+
+
+def test_active_and_soon_come_first() -> None:
+    registry = Registry()
+    for name, more in {
+        "later": {"occurrence_datetime": "2026-08-20T00:00:00Z"},
+        "never": {"volume_fp": "1.00"},
+        "busy": {"volume_fp": "9.00"},
+        "soon": {"occurrence_datetime": "2026-08-10T00:00:00Z"},
+        "dormant": {"status": "initialized", "occurrence_datetime": "2026-08-09T00:00:00Z"},
+    }.items():
+        registry.read(body(name) | more, 0, NOW)
+    wanted = registry.wanted(NOW)
+    assert sorted(wanted, key=wanted.__getitem__) == ["soon", "later", "busy", "never", "dormant"]
+
+
+@pytest.mark.parametrize("bad", [None, [], {}, {"ticker": 7}, {"ticker": ""}, {"ticker": "A" * 201}])
+def test_what_is_no_market_is_refused(bad: object) -> None:
+    with pytest.raises(UnparsableFrame):
+        Registry().read(bad, 0, NOW)
+    Registry().read({"ticker": "A", "status": 7, "occurrence_datetime": 7, "volume_fp": "x"}, 0, NOW)
