@@ -16,9 +16,12 @@ from kalshibook_core.orderbook import Book, CorruptBook
 from kalshibook_core.wire.events import (
     BOOK,
     TRADES,
+    BookDelta,
     BookEvent,
+    BookSnapshot,
     Checkpoint,
     Event,
+    Gap,
     Lifecycle,
     MarketMemory,
     RawFrame,
@@ -27,7 +30,7 @@ from kalshibook_core.wire.events import (
     Trade,
 )
 from services.deduplicator import definitions
-from services.deduplicator.market_log import MarketLog
+from services.deduplicator.market_log import BrokenLog, MarketLog
 from services.deduplicator.trade_log import TradeLog, TradeWindow
 
 FRAME, STALE, BREAK, RESUME, REST = map(str, RawKind)
@@ -126,8 +129,10 @@ class Partition:
         """Take a canonical event made earlier, in the order of its topic; raise BrokenLog."""
         if isinstance(event, Trade):
             self.window.add(event)
-        else:
+        elif isinstance(event, BookSnapshot | BookDelta | Gap):
             self.market(event.market_ticker).book.replay(event)
+        else:
+            raise BrokenLog(f"a {type(event).__name__} in kalshi.book.v1: somebody else writes there")
 
     def market(self, ticker: str) -> Market:
         """Return the market, new if it was not known."""
