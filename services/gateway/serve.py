@@ -157,9 +157,10 @@ class Server(uvicorn.Server):
     """uvicorn without its own signals, logs and listening: the process has one place for each."""
 
     def __init__(self, admission: Admission, started: Callable[[], None]) -> None:
+        # Below "warning" uvicorn logs queries and websocket headers, where keys may stand; it stays silent at any KB_LOG_LEVEL.
         config = uvicorn.Config(
             admission, loop="none", http="httptools", ws="websockets-sansio", lifespan="off", log_config=None, access_log=False,
-            server_header=False, proxy_headers=False, timeout_graceful_shutdown=10,
+            log_level="warning", server_header=False, proxy_headers=False, timeout_graceful_shutdown=10,
             ws_max_size=64 * 1024, ws_per_message_deflate=False,
         )  # fmt: skip
         super().__init__(config)

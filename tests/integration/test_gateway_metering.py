@@ -11,6 +11,7 @@ from typing import Any
 import asyncpg
 import httpx
 import redis.asyncio
+from websockets.asyncio.client import connect as connect_stream
 
 from kalshibook_core.kafka import topics
 from kalshibook_core.kafka.cluster import Cluster
@@ -183,7 +184,10 @@ async def test_without_redis_calls_are_served_and_still_metered(cluster: Cluster
 
 
 async def test_keys_open_and_revoked_keys_close(cluster: Cluster, database: str, redis_url: str, tmp_path: Path) -> None:
-    async with connected(database) as connection, gateway.running(cluster, database, redis_url, tmp_path) as process:
+    async with (
+        connected(database) as connection,
+        gateway.running(cluster, database, redis_url, tmp_path, KB_LOG_LEVEL="debug") as process,
+    ):
         account = await keys.create_account(connection, "a", "pro", 1)
         made = await keys.create_key(connection, account, 1)
         async with httpx.AsyncClient(base_url=process.url, timeout=30) as client:
@@ -200,6 +204,9 @@ async def test_keys_open_and_revoked_keys_close(cluster: Cluster, database: str,
             assert await code({"Authorization": "Basic abc"}) == (401, "missing_key")
             assert await code({"Authorization": f"bearer {made.secret}"}) == (200, "")
             assert await code({"X-API-Key": made.secret}) == (200, "")
+            stream = process.url.replace("http", "ws") + f"/v1/stream?key={made.secret}"
+            async with connect_stream(stream, additional_headers={"X-API-Key": made.secret}):
+                pass
             assert await keys.revoke_key(connection, made.id, 2)
             assert not await keys.revoke_key(connection, made.id, 2)
 
