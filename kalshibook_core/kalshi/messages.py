@@ -27,15 +27,17 @@ DELTA: Final = "orderbook_delta"
 TRADE: Final = "trade"
 TICKER: Final = "ticker"
 LIFECYCLE: Final = "market_lifecycle_v2"
-LIFECYCLE_TYPES: Final = frozenset({LIFECYCLE, "event_lifecycle", "event_fee_update"})
-"""Message types of the market_lifecycle_v2 channel."""
+COMBO_LIFECYCLE: Final = "multivariate_market_lifecycle"
+LIFECYCLE_TYPES: Final = frozenset({LIFECYCLE, "event_lifecycle", "event_fee_update", COMBO_LIFECYCLE})
+"""Message types of the market_lifecycle_v2 channel, and of the one that combos (KXMVE…) have (Kalshi docs, changelog, Feb 12 2026)."""
 
 CHANNEL_OF_TYPE: Final = {
     SNAPSHOT: "orderbook_delta",
     DELTA: "orderbook_delta",
     TRADE: "trade",
     TICKER: "ticker",
-    **dict.fromkeys(LIFECYCLE_TYPES, "market_lifecycle_v2"),
+    **dict.fromkeys(LIFECYCLE_TYPES, LIFECYCLE),
+    COMBO_LIFECYCLE: COMBO_LIFECYCLE,
 }
 REPLY_TYPES: Final = frozenset({"subscribed", "unsubscribed", "ok", "error"})
 """Message types that answer a command; of a sid that has a seq, they consume one."""
@@ -210,7 +212,7 @@ def parse_ticker(message: Envelope) -> Ticker:
 
 
 def parse_lifecycle(message: Envelope) -> Lifecycle:
-    """Read a message of the market_lifecycle_v2 channel; its event_type is the message type where it has none."""
+    """Read a message of a lifecycle channel; its event_type is the message type where it has none."""
     msg = message.msg
     if type(msg) is not dict or not msg:
         raise UnparsableFrame(message.type, "no content")

@@ -32,6 +32,7 @@ BOOK: Final = "orderbook_delta"
 TRADES: Final = "trade"
 TICKERS: Final = "ticker"
 LIFECYCLE: Final = "market_lifecycle_v2"
+LIFECYCLES: Final = (LIFECYCLE, messages.COMBO_LIFECYCLE)
 MARKET_CHANNELS: Final = (BOOK, TRADES, TICKERS)
 
 TERMINAL_ERRORS: Final = frozenset({10, 17, 25})
@@ -160,7 +161,7 @@ class Session(Generic[Record]):
 
     def subscribe_lifecycle(self, now_us: int) -> None:
         """Subscribe to the changes of all markets' definitions."""
-        self._send_subscribe((LIFECYCLE,), (), now_us)
+        self._send_subscribe(LIFECYCLES, (), now_us)
 
     def subscribe(self, tickers: Mapping[str, int | None], now_us: int) -> None:
         """Want these markets' books, trades and tickers, each with the least skew that its first snapshot is to be told with.
@@ -267,7 +268,7 @@ class Session(Generic[Record]):
         elif subscription.channel == TRADES:
             # The stream of trades needs no snapshot: it can be vouched for again from this frame on.
             self._note(RESUME, subscription, subscription.markets, resumed_us, now_us)
-        elif subscription.channel == LIFECYCLE:
+        elif subscription.channel in LIFECYCLES:
             self.missed_lifecycle = self.stirred = True
 
     def _break(self, subscription: _Subscription, cause: str, now_us: int) -> None:
@@ -523,7 +524,9 @@ class Session(Generic[Record]):
 
 
 _SUBSCRIBE: Final = "subscribe"
-_COUNTED: Final = {BOOK: "book_frames", TRADES: "trade_frames", TICKERS: "ticker_frames", LIFECYCLE: "lifecycle_frames"}
+_COUNTED: Final = {
+    BOOK: "book_frames", TRADES: "trade_frames", TICKERS: "ticker_frames", **dict.fromkeys(LIFECYCLES, "lifecycle_frames"),
+}  # fmt: skip
 _ABSENT: Final = object()
 _NO_MESSAGE: Final = Envelope("", -1, -1, "", 0, 0, {})
 _BOOK_TYPES: Final = frozenset({messages.DELTA, messages.SNAPSHOT})

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kalshibook_core.kalshi import session as sessions
+from kalshibook_core.kalshi.messages import COMBO_LIFECYCLE
 from kalshibook_core.kalshi.session import BOOK, LIFECYCLE, REPLY_US, TICKERS, TRADES, Session
 from kalshibook_core.wire.events import Cause, RawFrame, RawKind
 from tests.unit.kalshi import frames
@@ -433,7 +434,8 @@ def test_first_snapshot_is_not_claimed_for_before_the_market_was_known() -> None
 def test_lifecycle_is_handed_over_and_its_loss_noticed() -> None:
     session = Session(RawFrame, "g1", 0, 1, skew_us=0, counts=Counter())
     session.subscribe_lifecycle(NOW)
-    feed(session, frames.subscribed(1, LIFECYCLE, 1), frames.lifecycle(A, 1, 1, "created"), frames.lifecycle(A, 1, -1, "settled"))
+    feed(session, frames.subscribed(1, LIFECYCLE, 1), frames.subscribed(1, COMBO_LIFECYCLE, 2))
+    feed(session, frames.lifecycle(A, 1, 1, "created"), frames.lifecycle(A, 1, -1, "settled"))
     assert [(e.market_ticker, e.event_type) for e in session.lifecycle_received()] == [(A, "created"), (A, "settled")]
     assert session.settled and not session.missed_lifecycle
     assert brief(feed(session, frames.lifecycle(B, 1, 3, "created"))) == [("FRAME", LIFECYCLE, B)]
