@@ -31,7 +31,7 @@ LOOKUP: Final = 50
 
 LOOKUP_TRIES: Final = 12
 PLAN_SECONDS: Final = 0.02
-REPLAN_SECONDS: Final = 1.0
+REPLAN_SECONDS: Final = 5.0
 
 _log = structlog.get_logger()
 
@@ -90,6 +90,7 @@ class Gatherer:
             except TimeoutError:
                 self.registry.forget(clock.now_us())
             self._changed.clear()
+            began = clock.monotonic()
             changes = plan(self.registry.wanted(clock.now_us()), self._placed, self._limits)
             self._counts["left_out"] = changes.left_out
             for number, tickers in changes.unsubscribe.items():
@@ -101,7 +102,9 @@ class Gatherer:
                     self._connect(number, tasks, stop)
                 self.connections[number].place({ticker: self.registry.markets[ticker].skew_us for ticker in tickers})
                 self._placed.update(dict.fromkeys(tickers, number))
-            await asyncio.sleep(PLAN_SECONDS)
+            await asyncio.sleep(
+                max(PLAN_SECONDS, 10 * (clock.monotonic() - began))
+            )  # with very many markets, a tenth of the core
 
     def _connect(self, number: int, tasks: asyncio.TaskGroup, stop: asyncio.Event) -> None:
         first = number == 0
@@ -167,7 +170,7 @@ class Gatherer:
             tried = {ticker: self._lookups.pop(ticker)[1] + 1 for ticker in due}
             answer = await self._get(limit=str(LOOKUP), tickers=",".join(due))
             found = await self._read(answer) if answer is not None else set()
-            for ticker in tried.keys() - found:
+            for ticker in [ticker for ticker in tried if ticker not in found or self.registry.behind(ticker)]:
                 if answer is not None:
                     self.registry.answered(ticker, answer.skew_us)
                 if tried[ticker] < LOOKUP_TRIES:

@@ -34,6 +34,7 @@ class Known:
     skew_us: int | None = None
     digest: bytes = b""
     ended_us: int | None = None
+    settled: bool = False  # said so by a lifecycle frame
 
 
 class Registry:
@@ -66,6 +67,7 @@ class Registry:
         known = self._known(event.market_ticker, now_us)
         if event.event_type in markets.ENDED:
             known.ended_us = known.ended_us or now_us
+            known.settled |= event.event_type == "settled"
         return True
 
     def answered(self, ticker: str, skew_us: int | None) -> None:
@@ -73,6 +75,11 @@ class Registry:
         known = self.markets.get(ticker)
         if known is not None and known.skew_us is None:
             known.skew_us = skew_us
+
+    def behind(self, ticker: str) -> bool:
+        """Return whether REST's last word on a market is older than its settlement (it lags by a second or so)."""
+        known = self.markets.get(ticker)
+        return known is not None and known.settled and known.status not in ("settled", "finalized")
 
     def wanted(self, now_us: int) -> dict[str, Rank]:
         """Return the markets to capture with their rank: active ones first, then by what happens soonest, then by volume."""

@@ -9,16 +9,20 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import httpx
 import orjson
 import pytest
+import structlog
 
 from kalshibook_core.kafka import admin, topics
 from kalshibook_core.kafka.cluster import Cluster
 from kalshibook_core.kafka.consumer import Consumer
 from kalshibook_core.wire.events import RawFrame
 from kalshibook_tools import simulator
+from kalshibook_tools.stack import External, local_stack
 from tests.integration import test_ingest_capture as capture_tests
 from tests.integration.test_ingest_capture import BOOK, TRADE, Capture, capturing
+from tests.support.parts import Parts
 
 pytestmark = pytest.mark.stack
 
@@ -148,6 +152,20 @@ async def test_a_missing_setting_is_exit_2_and_its_name(cluster: Cluster, tmp_pa
     assert (running.returncode, said) == (2, b"configuration: KALSHI_API_KEY_ID is not set\n")
 
 
+async def test_it_is_ready_once_the_first_markets_are_subscribed(cluster: Cluster, tmp_path: Path, free_tcp_port: int) -> None:
+    async with watched(cluster, tmp_path) as capture, httpx.AsyncClient(base_url=f"http://127.0.0.1:{free_tcp_port}") as health:
+        env = environment(cluster, capture.exchange) | {"KB_HEALTH_PORT": str(free_tcp_port)}
+        async with process(env) as running:
+            async with asyncio.timeout(30):
+                await event(running, "capturing")
+                while (await health.get("/readyz")).status_code != httpx.codes.OK:  # noqa: ASYNC110  (a status to be polled)
+                    await asyncio.sleep(0.02)
+            await capture.begun()
+            counters = (await health.get("/status")).json()["counters"]
+    assert counters["subscriptions"] == counters["markets"] == len(capture.tickers)
+    assert counters["connections"] == 1 and counters["book_frames_total"] > 0 and counters["breaks_total"] == 0
+
+
 async def test_several_connections_share_the_markets(cluster: Cluster, tmp_path: Path) -> None:
     """Each market on one connection; one that dies breaks its own markets and no others."""
     changed = {"subscriptions_per_connection": 2}
@@ -174,3 +192,37 @@ async def test_rest_that_refuses_for_a_while_is_asked_again(cluster: Cluster, tm
             await capture.begun()
             rest: list[RawFrame] = [r for r in capture.records if r.kind == "REST"]
             assert {r.market_ticker for r in rest} >= capture.tickers and BOOK in {r.channel for r in capture.records}
+
+
+async def test_while_the_broker_is_away_nothing_is_lost_and_the_cut_says_why(parts: Parts, tmp_path: Path) -> None:
+    """The broker stands still, the buffer fills, the socket is not read, the exchange cuts it: breaks that say broker_outage."""
+    others = External(None, parts.postgres, parts.redis)
+    async with local_stack(tmp_path / "stack", external=others, kafka_heap="384m") as stack:
+        broker = stack.processes["kafka"].pid
+        assert broker is not None
+        cluster = Cluster(stack.addresses.kafka)
+        small = {"buffer_bytes": 150_000, "silence_seconds": 30.0}
+        async with capturing(cluster, tmp_path / "keys", change=lambda settings: replace(settings, **small)) as capture:
+            await capture.begun()
+            os.kill(broker, signal.SIGSTOP)
+            try:
+                await stalled()
+                capture.exchange.inject(kind="reset")
+            finally:
+                os.kill(broker, signal.SIGCONT)
+            markets = set(capture.tickers)
+            await capture.until(lambda: capture_tests.broken(capture, "broker_outage") >= markets, "a break of every book")
+            await capture.until(lambda: len({r.generation for r in capture.of("FRAME")}) == 2, "a new generation")
+        capture_tests.assert_contiguous(capture)
+        by_generation: dict[int, list[int]] = {}
+        for r in capture.of("FRAME"):
+            by_generation.setdefault(r.generation, []).append(r.seq)
+        assert all(sorted(seqs) == list(range(min(seqs), max(seqs) + 1)) for seqs in by_generation.values())
+
+
+async def stalled() -> None:
+    """Wait until the gatherer of this process has told that it waits for the broker."""
+    with structlog.testing.capture_logs() as said:
+        async with asyncio.timeout(60):
+            while not any(each["event"] == "broker_stalls" for each in said):  # noqa: ASYNC110  (a log line is all there is)
+                await asyncio.sleep(0.05)

@@ -70,6 +70,16 @@ def test_a_market_that_had_ended_before_is_not_subscribed() -> None:
     assert not registry.wanted(NOW)
 
 
+def test_rest_is_behind_until_it_knows_the_settlement() -> None:
+    registry = Registry()
+    registry.read(body(status="closed"), 0, NOW)
+    assert not registry.behind("KXDOG-1") and not registry.behind("KXNOBODY")
+    registry.hear(Lifecycle("KXDOG-1", "settled", {}), NOW)
+    assert registry.behind("KXDOG-1")
+    registry.read(body(status="finalized"), 0, NOW)
+    assert not registry.behind("KXDOG-1")
+
+
 def test_active_and_soon_come_first() -> None:
     registry = Registry()
     for name, more in {
