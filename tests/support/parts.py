@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -155,6 +156,8 @@ async def _hold(folder: Path, owner: int) -> None:
         while not stop.is_set() and psutil.pid_exists(owner):
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), 1)
+    if not stop.is_set():
+        shutil.rmtree(folder, ignore_errors=True)  # nobody is left to do it
 
 
 async def _processes(stack: contextlib.AsyncExitStack, given: dict[str, str | None], folder: Path) -> Parts:
