@@ -231,9 +231,11 @@ class Partition:
     ) -> Sequence[Event]:
         market = self.market(raw.market_ticker)
         market.grid = definitions.grid(definition) or market.grid
-        market.ended = market.ended or definitions.ends(definition)
         event = Lifecycle(raw.market_ticker, event_type, raw.recv_us, raw.clock_us, body, offset)
-        return [event, market.memory(offset)]
+        gaps = []
+        if not market.ended and definitions.ends(definition):
+            market.ended, gaps = True, market.trades.ended(raw, offset)
+        return [event, *gaps, market.memory(offset)]
 
     def _stale(self, raw: RawFrame, offset: int) -> Sequence[Event]:
         # Of use only where order does not matter: a trade that comes late is still a trade, and its id shows a repeat.

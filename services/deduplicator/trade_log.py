@@ -84,6 +84,10 @@ class TradeLog:
         self.source, self.since_us = raw[1:4], max(self.since_us, raw.clock_us)
         return made
 
+    def ended(self, raw: RawFrame, offset: int) -> list[Gap]:
+        """Return the gap that closes because nothing trades any more and nobody will resume."""
+        return [] if self.gap_start_us is None else [self._close(raw, offset, raw.clock_us)]
+
     def unreadable(self, raw: RawFrame, offset: int, exchange_us: int) -> list[Gap]:
         """Return the gap of a trade frame without readable content: the microsecond it happened in, or as long as it may lag."""
         if self.source == NOBODY or self.gap_start_us is not None:

@@ -117,7 +117,8 @@ def test_a_restart_anywhere_in_a_full_life_leaves_no_trace() -> None:
     a, b, other = Source(ticker="KXA"), Source(ticker="KXA", generation=T0 + 30 * S), Source(ticker="KXB")
     life = [
         a.lifecycle(0, event_type="activated"), a.snapshot(S, {4800: 5}, {}), a.resumed(S), a.trade(2 * S, "t1"),
-        a.delta(3 * S, "yes", 4800, 1), a.trade(2 * S, "t1"), a.broken(3 * S, "trade"), a.trade(4 * S, "t2"), a.resumed(5 * S), a.trade(7 * S, "t3"),
+        a.delta(3 * S, "yes", 4800, 1), a.trade(2 * S, "t1"), a.broken(3 * S, "trade"), a.trade(4 * S, "t2"), a.resumed(5 * S),
+        a.trade(7 * S, "t3"),
         *(other.trade(6 * S, f"other{n}") for n in range(WINDOW)), a.broken(4 * S, "trade"), a.resumed(8 * S),
         a.delta(9 * S, "yes", 4800, -9), a.delta(9 * S, "yes", 4800, 1), a.snapshot(10 * S, {1: 1}, {}),
         b.resumed(31 * S), a.resumed(31 * S), a.broken(31 * S, "trade"), b.snapshot(32 * S, {1: 2}, {}), b.broken(33 * S),

@@ -274,6 +274,16 @@ def test_nothing_is_lost_of_a_market_that_has_ended() -> None:
         assert brief(list(events))[1:] == [("snapshot", 2, 61 * S, None)]
 
 
+def test_a_gap_in_trades_ends_with_the_market() -> None:
+    g = Source()
+    events = receive(g.resumed(S), g.broken(20 * S, "trade"), g.lifecycle(30 * S, event_type="determined"), g.resumed(40 * S))
+    assert brief(events) == [
+        ("trade gap", 10 * S, None, "disconnect"),
+        ("lifecycle", "determined"),
+        ("trade gap", 10 * S, 30 * S, "disconnect"),
+    ]
+
+
 def test_lifecycle_is_unique_by_content_and_keeps_what_happens_again() -> None:
     g = Source()
     off = {"event_type": "deactivated", "is_deactivated": True}
