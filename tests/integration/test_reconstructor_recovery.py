@@ -12,6 +12,7 @@ from kalshibook_core.kafka.producer import Producer
 from kalshibook_core.kafka.reader import read_partition
 from kalshibook_core.wire import codec
 from kalshibook_core.wire.events import BookEvent, Checkpoint
+from kalshibook_tools.stack import External, local_stack, probe
 from services.reconstructor.checkpointing import PartitionBooks, Policy
 from tests.support.canonical import Market
 from tests.support.service import Service, until
@@ -54,7 +55,7 @@ async def client(redis_url):
 @pytest.fixture
 def reconstructor(cluster, redis_url, tmp_path: Path):
     def make(name: str = "a", **env: str) -> Service:
-        return Service("reconstructor", cluster, tmp_path / f"{name}.log", KB_REDIS_URL=redis_url, **env)
+        return Service("reconstructor", cluster, tmp_path / f"{name}.log", **{"KB_REDIS_URL": redis_url, **env})
 
     return make
 
@@ -160,3 +161,30 @@ async def test_two_share_the_partitions_and_one_takes_over(cluster, client, reco
         for live in PartitionBooks(part).books.values():
             market = next(market for market in markets if market.ticker == live.ticker)
             assert (live.version, live.book) == (market.version, market.book)
+
+
+async def test_while_redis_is_away_folding_goes_on_and_the_books_follow(cluster, parts, reconstructor, tmp_path):
+    markets = [Market(f"KXTEST-{n}", 1_700_000_000_000_000) for n in range(12)]
+    async with local_stack(tmp_path / "stack", external=External(kafka=parts.kafka, postgres=parts.postgres)) as own:
+        server = own.processes["redis"]
+        client = redis.asyncio.from_url(own.addresses.redis)
+        async with reconstructor(KB_REDIS_URL=own.addresses.redis, KB_CHECKPOINT_EVENTS="20") as service:
+            await produce(cluster, history(markets, 1, 500))
+            await until(all_shown(client, cluster, markets))
+            await server.stop()
+            await produce(cluster, history(markets, 2, 500))
+
+            async def folded() -> bool:
+                return (await service.counter("events_total"), await service.counter("redis")) == (1_000, "away")
+
+            await until(folded)
+            await server.start()
+
+            async def answers() -> bool:
+                return await probe.redis_answers(int(own.addresses.redis.rpartition(":")[2].partition("/")[0]))
+
+            await until(answers)
+            await client.connection_pool.disconnect()
+            await until(all_shown(client, cluster, markets))
+            assert await service.drain() == 0
+        await client.aclose()
