@@ -53,7 +53,10 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     """
     with listening(settings.host, settings.port) as listener:
         await admin.ensure_topics(settings.cluster)
-        async with await connect_pool(settings.postgres_dsn, size=settings.pool) as pool, cache(settings.redis_url) as redis:
+        async with (
+            await connect_pool(settings.postgres_dsn, size=settings.pool, reset=False) as pool,
+            cache(settings.redis_url) as redis,
+        ):
             prefix = settings.cluster.prefix
             feed, latest, histories = Feed(settings.cluster, settings.ring_events), Latest(redis, prefix), History(pool)
             outbox, ledger = Outbox(redis, prefix, clock.now_us), Ledger(pool)
