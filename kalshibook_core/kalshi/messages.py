@@ -29,7 +29,7 @@ TICKER: Final = "ticker"
 LIFECYCLE: Final = "market_lifecycle_v2"
 COMBO_LIFECYCLE: Final = "multivariate_market_lifecycle"
 LIFECYCLE_TYPES: Final = frozenset({LIFECYCLE, "event_lifecycle", "event_fee_update", COMBO_LIFECYCLE})
-"""Message types of the market_lifecycle_v2 channel, and of the one that combos (KXMVE…) have (Kalshi docs, changelog, Feb 12 2026)."""
+"""Message types of the market_lifecycle_v2 channel, and of the one that combos (KXMVE…) have (Kalshi changelog, Feb 12 2026)."""
 
 CHANNEL_OF_TYPE: Final = {
     SNAPSHOT: "orderbook_delta",
@@ -162,10 +162,10 @@ def parse_book(message: Envelope, yes_price: bool) -> Snapshot | Delta:
     msg = message.msg
     try:
         if message.type == DELTA:
-            side, price = SIDES[msg["side"]], _price(msg, "price")
-            return Delta(
-                side, numbers.ONE_DOLLAR - price if yes_price and side else price, _size(msg, "delta"), message.exchange_us
-            )
+            side, dollars, contracts = SIDES[msg["side"]], msg.get("price_dollars"), msg.get("delta_fp")
+            price = numbers.price(dollars) if dollars is not None else _cents(msg["price"])
+            change = numbers.size(contracts) if contracts is not None else _integer(msg["delta"]) * numbers.ONE_CONTRACT
+            return Delta(side, numbers.ONE_DOLLAR - price if yes_price and side == NO else price, change, message.exchange_us)
         if message.type == SNAPSHOT:
             if "yes_dollars_fp" in msg or "no_dollars_fp" in msg:
                 read, suffix = _level_strings, "_dollars_fp"
@@ -241,6 +241,9 @@ def time_us(text: str) -> int:
     if len(text) < 20 or text[-1] != "Z":
         raise ValueError(f"{text[:40]!r} is not an RFC 3339 time in UTC")
     whole = _second_us(text[:19])
+    fraction = text[20:-1]
+    if len(text) == 27 and text[19] == "." and fraction.isdigit() and fraction.isascii():
+        return whole + int(fraction)
     if len(text) == 20:
         return whole
     match = _FRACTION.fullmatch(text, 19)

@@ -161,7 +161,8 @@ class Session(Generic[Record]):
 
     def subscribe_lifecycle(self, now_us: int) -> None:
         """Subscribe to the changes of all markets' definitions."""
-        self._send_subscribe(LIFECYCLES, (), now_us)
+        for channel in LIFECYCLES:
+            self._send_subscribe((channel,), (), now_us)
 
     def subscribe(self, tickers: Mapping[str, int | None], now_us: int) -> None:
         """Want these markets' books, trades and tickers, each with the least skew that its first snapshot is to be told with.
@@ -462,6 +463,8 @@ class Session(Generic[Record]):
         refused = {t for t in named if type(t) is str} if type(named) is list else set()
         if pending.action in (commands.GET_SNAPSHOT, commands.DELETE):
             return  # due() asks again for what is still waiting; what cannot be deleted is not there
+        if pending.channels == {messages.COMBO_LIFECYCLE}:
+            return  # an exchange without that channel; it is told
         if not refused:
             # Not about a market: let due() come to it a second later, and give the connection up if that fails as well.
             pending.due_us = now_us + 1_000_000

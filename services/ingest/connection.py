@@ -194,7 +194,6 @@ class Connection:
             while True:
                 frame = await receive(decode=False)
                 take(frame, now_us())
-                counts["frames"] += 1
                 counts["bytes"] += len(frame)
                 self._publish(session)
                 if session.stirred:

@@ -19,7 +19,7 @@ from services.ingest.rest import Rest
 from services.ingest.settings import Settings
 
 COUNTED: Final = (
-    "frames", "bytes", "book_frames", "trade_frames", "ticker_frames", "lifecycle_frames", "other_frames", "breaks",
+    "bytes", "book_frames", "trade_frames", "ticker_frames", "lifecycle_frames", "other_frames", "breaks",
     "sequence_gap", "stale", "unannounced", "malformed", "unparsable", "negative_level", "unknown_type", "error", "unanswered",
     "refused_markets", "snapshots_requested", "failed", "commands", "reconnects", "handshakes_failed",
     "rest_requests", "rest_retries", "rest_records", "rest_refused", "rest_unparsable",
@@ -45,6 +45,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
 
         def counters() -> Mapping[str, int]:
             return {f"{name}_total": counts[name] for name in COUNTED} | {
+                "frames_total": sum(counts[name] for name in COUNTED if name.endswith("_frames")),
                 "connections": sum(connection.connected for connection in gatherer.connections.values()),
                 "subscriptions": gatherer.captured,
                 "markets": len(gatherer.registry.markets),

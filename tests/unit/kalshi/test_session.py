@@ -440,3 +440,11 @@ def test_lifecycle_is_handed_over_and_its_loss_noticed() -> None:
     assert session.settled and not session.missed_lifecycle
     assert brief(feed(session, frames.lifecycle(B, 1, 3, "created"))) == [("FRAME", LIFECYCLE, B)]
     assert session.missed_lifecycle
+
+
+def test_an_exchange_without_combos_is_no_reason_to_leave() -> None:
+    session = Session(RawFrame, "g1", 0, 1, skew_us=0, counts=Counter())
+    session.subscribe_lifecycle(NOW)
+    feed(session, frames.subscribed(1, LIFECYCLE, 1), frames.error(8, "Unknown channel name", id=2))
+    session.due(LATER)
+    assert session.settled and session.failed is None
