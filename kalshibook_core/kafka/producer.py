@@ -22,7 +22,7 @@ from typing import Any, Final, Self
 
 import structlog
 from aiokafka import AIOKafkaProducer, TopicPartition
-from aiokafka.errors import KafkaError, ProducerFenced
+from aiokafka.errors import IllegalOperation, KafkaError, ProducerFenced
 
 from kalshibook_core.kafka.admin import MAX_RECORD_BYTES
 from kalshibook_core.kafka.cluster import Cluster, partition_of
@@ -267,7 +267,8 @@ class Producer:
                 async with self._sending:
                     for lane in [lane for lane in self._waiting if not lane.in_flight]:
                         await self._send(lane)
-        except KafkaError as error:
+        except (KafkaError, IllegalOperation) as error:
+            # IllegalOperation: a batch's turn came after its transaction had been fenced or aborted.
             self._fail(error)
 
     async def _send(self, lane: _Lane) -> None:

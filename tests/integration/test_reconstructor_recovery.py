@@ -1,6 +1,7 @@
 """Whatever happens to the reconstructor, its books, its checkpoints and what Redis shows are those of the book topic."""
 
 import random
+import signal
 from pathlib import Path
 
 import pytest
@@ -188,3 +189,29 @@ async def test_while_redis_is_away_folding_goes_on_and_the_books_follow(cluster,
             await until(all_shown(client, cluster, markets))
             assert await service.drain() == 0
         await client.aclose()
+
+
+async def test_a_zombie_that_wakes_after_the_rebalance_cannot_write_an_older_checkpoint(cluster, client, reconstructor):
+    markets = [Market(f"KXTEST-{n}", 1_700_000_000_000_000) for n in range(12)]
+    async with reconstructor("zombie", KB_CHECKPOINT_EVENTS="30") as zombie:
+        await produce(cluster, history(markets, 1, 1_000))
+        await until(all_shown(client, cluster, markets))
+        zombie.send(signal.SIGSTOP)  # with checkpoints not yet written and books not yet due
+        await produce(cluster, history(markets, 2, 1_000))
+        async with reconstructor("heir", KB_CHECKPOINT_EVENTS="30") as heir:
+            await until(all_shown(client, cluster, markets))
+            zombie.send(signal.SIGCONT)
+            await produce(cluster, history(markets, 3, 1_000))
+            await until(all_shown(client, cluster, markets))
+            assert await heir.drain() == 0
+        await until(all_shown(client, cluster, markets))
+        assert await zombie.drain() == 0
+    for part in (await checkpoints(cluster)).values():
+        last: dict[str, Checkpoint] = {}
+        for checkpoint in part:
+            before = last.get(checkpoint.market_ticker)
+            assert before is None or before.version <= checkpoint.version
+            last[checkpoint.market_ticker] = checkpoint
+        for live in PartitionBooks(part).books.values():
+            market = next(market for market in markets if market.ticker == live.ticker)
+            assert (live.version, live.book) == (market.version, market.book)
