@@ -58,7 +58,7 @@ async def same(played: Played, ticker: str, at: int, form: str = "rfc3339") -> N
     expected = played.folds[ticker].at(at)
     if expected is None:
         assert answer.status_code == 404, answer.text
-        assert answer.json()["error"]["code"] == "not_recorded"
+        assert answer.json()["error"]["code"] == "not_recorded_yet"
         return
     assert answer.status_code == 200, answer.text
     version, book = expected
