@@ -69,7 +69,7 @@ async def _measure(dsn: str) -> list[Row]:
     return [
         Row("persister: book events into Postgres", round(rate), "rows/s", round(bare_rate), round(rate / bare_rate, 3)),
         Row("persister: rows per second of its own CPU", round(_EVENTS / cpu), "rows/s", None, None),
-        Row("persister: a delta on disk, index included", round(bytes_each, 1), "bytes", None, None),
+        Row("persister: a delta on disk, index included", round(float(bytes_each), 1), "bytes", None, None),
     ]
 
 
