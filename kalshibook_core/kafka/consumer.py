@@ -15,6 +15,7 @@ from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.errors import KafkaError, NoOffsetForPartitionError, OffsetOutOfRangeError
 from aiokafka.structs import ConsumerRecord as Record
 
+from kalshibook_core.kafka import coordinator
 from kalshibook_core.kafka.cluster import Cluster
 from kalshibook_core.kafka.errors import KafkaFault, OffsetLost
 from kalshibook_core.kafka.topics import Topic
@@ -28,6 +29,9 @@ Revoked = Callable[[set[TopicPartition]], Awaitable[None]]
 _FETCH_BYTES: Final = 4 * 1024 * 1024
 _HAND_OVER_MS: Final = 60_000
 """How long the group waits for a member that is busy with a batch; past it the member is put out."""
+
+
+coordinator.mend()
 
 
 class Consumer:

@@ -49,11 +49,15 @@ async def prepare(home: Path, java: Path, jars: Path, progress: Progress) -> Non
     shutil.rmtree(folder / "log.new", ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "format.properties").write_text(_SETTINGS.format(port=1, controller=2, log="log.new"))
-    cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-    command = ["kafka.tools.StorageTool", "format", "--standalone", "-t", cluster, "-c", "format.properties"]
+    command = ["kafka.tools.StorageTool", "format", "--standalone", "-t", cluster_id(uuid.uuid4()), "-c", "format.properties"]
     await Process(_java(home, "kafka-format", [java, "-XX:TieredStopAtLevel=1"], jars, command), progress).run()
     # 2. In place at once.
     (folder / "log.new").rename(folder / "log")
+
+
+def cluster_id(chosen: uuid.UUID) -> str:
+    """Return Kafka's spelling of the cluster's id; its first bit is cleared, since the tool takes a leading "-" for an option."""
+    return base64.urlsafe_b64encode(bytes([chosen.bytes[0] & 0x7F]) + chosen.bytes[1:]).decode().rstrip("=")
 
 
 def program(home: Path, java: Path, jars: Path, port: int, controller: int, *, heap: str) -> Program:

@@ -207,6 +207,20 @@ async def test_an_outage_is_waited_out_or_told_but_never_silent(tmp_path: Path) 
                     await producer.room()
 
 
+async def test_offsets_are_never_taken_for_missing_while_a_restarted_broker_loads_them(tmp_path: Path) -> None:
+    for start in range(4):
+        async with local_stack(tmp_path, external=ONLY_KAFKA, kafka_heap="256m") as stack:
+            cluster = Cluster(stack.addresses.kafka)
+            where = TopicPartition(cluster.topic(topics.RAW), 0)
+            if start:
+                assert await _committed_offset(cluster, where) == 7
+                continue
+            await admin.ensure_topics(cluster)
+            async with Producer(cluster, "tested-0") as producer, producer.transaction():
+                producer.add(topics.RAW, b"K", b"value")
+                await producer.commit_offsets({where: 7}, cluster.group("kb-tested"))
+
+
 def _kill(pid: int | None) -> None:
     psutil.Process(pid).kill()
 

@@ -13,7 +13,7 @@ from services.gateway.markets.store import Store
 
 SOURCE: Final = {
     "exchange": "Kalshi",
-    "terms": "https://kalshi.com/docs/kalshi-data-terms-of-service",
+    "terms": "https://kalshi.com/terms",
     "note": "Recorded from Kalshi's public market-data websocket and REST API; Kalshi's terms for its data apply to what is made "
     "of it. Not affiliated with or endorsed by Kalshi.",
 }
