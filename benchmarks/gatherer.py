@@ -46,7 +46,7 @@ def run(addresses: Addresses) -> list[Row]:
     finally:
         server.terminate()
         server.join()
-    return [Row("gatherer", round(gatherer), "frames/s", round(bare), round(gatherer / bare, 3))]
+    return [Row.of("gatherer", gatherer, "frames/s", bare)]
 
 
 async def _bare(url: str) -> float:

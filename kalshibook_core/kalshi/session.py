@@ -123,6 +123,7 @@ class Session(Generic[Record]):
         self._by_sid: dict[int, _Subscription] = {}
         self._by_channel: dict[str, _Subscription] = {}
         self._wanted: dict[str, int | None] = {}  # ticker -> least skew for its first snapshot
+        self._leaving: dict[str, str] = {}  # markets given up though they live on, with the cause to say
         self._queued: dict[str, dict[str, None]] = {channel: {} for channel in MARKET_CHANNELS}
 
     # What the caller takes away.
@@ -172,14 +173,21 @@ class Session(Generic[Record]):
         """
         for ticker, skew_us in tickers.items():
             if ticker not in self._wanted:
+                self._leaving.pop(ticker, None)
                 for queue in self._queued.values():
                     queue[ticker] = None
             self._wanted[ticker] = skew_us
         self._advance(now_us)
 
-    def unsubscribe(self, tickers: Iterable[str], now_us: int) -> None:
-        """Want these markets no longer: a planned end, so none of them gets a BREAK once the exchange has said ok."""
+    def unsubscribe(self, tickers: Iterable[str], now_us: int, cause: str = "") -> None:
+        """Want these markets no longer.
+
+        Without a `cause` because they have ended: nothing can be lost of them, so they get no BREAK. With one they live on
+        unseen, and get it when the exchange has said ok: after the last frame that could be believed.
+        """
         gone = [ticker for ticker in tickers if self._wanted.pop(ticker, _ABSENT) is not _ABSENT]
+        if cause:
+            self._leaving.update(dict.fromkeys(gone, cause))
         for queue in self._queued.values():
             for ticker in gone:
                 queue.pop(ticker, None)
@@ -436,10 +444,12 @@ class Session(Generic[Record]):
             if pending.action == commands.ADD:
                 self._joined(subscription, pending.tickers, now_us, clock_us)
             elif pending.action == commands.DELETE:
-                for ticker in pending.tickers:
-                    if ticker not in self._wanted:
-                        subscription.markets.pop(ticker, None)
-                        subscription.waiting.pop(ticker, None)
+                for ticker in [ticker for ticker in pending.tickers if ticker not in self._wanted]:
+                    if ticker in self._leaving and channel in (BOOK, TRADES):
+                        self._counts["breaks"] += 1
+                        self._note(BREAK, subscription, [ticker], subscription.newest_us, now_us, detail=self._leaving[ticker])
+                    subscription.markets.pop(ticker, None)
+                    subscription.waiting.pop(ticker, None)
 
     def _joined(self, subscription: _Subscription, tickers: Iterable[str], now_us: int, clock_us: int) -> None:
         if subscription.channel == TRADES:

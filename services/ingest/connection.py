@@ -5,6 +5,7 @@ exchange cuts it in the end, and the breaks that follow say broker_outage.
 """
 
 import asyncio
+import logging
 import math
 import random
 from collections import Counter, deque
@@ -36,6 +37,8 @@ EXCUSE_SECONDS: Final = 60.0
 """For so long after such a stall it is taken to be the reason."""
 
 _log = structlog.get_logger()
+_wire_log = logging.getLogger("websockets.ingest")
+_wire_log.setLevel(logging.WARNING)  # at debug the library writes every header, the signature among them
 
 
 class Connection:
@@ -87,12 +90,12 @@ class Connection:
             self._session.subscribe(markets, clock.now_us())
             self._hand_over()
 
-    def release(self, tickers: list[str]) -> None:
-        """Capture these markets no longer."""
+    def release(self, tickers: list[str], cause: str = "") -> None:
+        """Capture these markets no longer (`cause`: `Session.unsubscribe`)."""
         for ticker in tickers:
             self.markets.pop(ticker, None)
         if self._session is not None:
-            self._session.unsubscribe(tickers, clock.now_us())
+            self._session.unsubscribe(tickers, clock.now_us(), cause)
             self._hand_over()
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -117,6 +120,7 @@ class Connection:
                 additional_headers=headers,
                 create_connection=_Socket,
                 compression=None,
+                logger=_wire_log,
                 max_size=LARGEST_FRAME,
                 max_queue=256,
                 ping_interval=None,  # the exchange pings; the watchdog listens

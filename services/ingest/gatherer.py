@@ -15,7 +15,7 @@ from kalshibook_core.kafka.producer import Producer
 from kalshibook_core.kalshi.messages import Lifecycle, UnparsableFrame
 from kalshibook_core.runtime import clock, logs
 from kalshibook_core.wire import codec
-from kalshibook_core.wire.events import RawFrame, RawKind
+from kalshibook_core.wire.events import Cause, RawFrame, RawKind
 from services.ingest.connection import Connection
 from services.ingest.pace import backoff
 from services.ingest.plan import Limits, plan
@@ -91,10 +91,12 @@ class Gatherer:
                 self.registry.forget(clock.now_us())
             self._changed.clear()
             began = clock.monotonic()
-            changes = plan(self.registry.wanted(clock.now_us()), self._placed, self._limits)
+            wanted = self.registry.wanted(clock.now_us())
+            changes = plan(wanted, self._placed, self._limits)
             self._counts["left_out"] = changes.left_out
             for number, tickers in changes.unsubscribe.items():
-                self.connections[number].release(tickers)
+                self.connections[number].release([ticker for ticker in tickers if ticker not in wanted])
+                self.connections[number].release([ticker for ticker in tickers if ticker in wanted], Cause.NOT_SUBSCRIBED)
                 for ticker in tickers:
                     del self._placed[ticker]
             for number, tickers in changes.subscribe.items():

@@ -17,6 +17,7 @@ import structlog
 from kalshibook_core.kafka import admin, topics
 from kalshibook_core.kafka.cluster import Cluster
 from kalshibook_core.kafka.consumer import Consumer
+from kalshibook_core.kalshi import signing
 from kalshibook_core.wire.events import RawFrame
 from kalshibook_tools import simulator
 from kalshibook_tools.stack import External, local_stack
@@ -133,6 +134,19 @@ async def test_a_refused_key_is_told_with_what_to_do(
             refused = await event(running, "handshake_refused")
             assert refused["status"] == 401 and said in str(refused["said"]) and do in str(refused["do"])
             assert running.returncode is None
+
+
+async def test_a_log_of_every_detail_shows_no_signature(cluster: Cluster, tmp_path: Path) -> None:
+    async with watched(cluster, tmp_path) as capture:
+        env = environment(cluster, capture.exchange) | {"KB_LOG_LEVEL": "debug"}
+        running = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "services.ingest", env=env, stderr=asyncio.subprocess.PIPE, limit=1 << 20
+        )
+        said = asyncio.gather(running.communicate())
+        await capture.begun()
+        running.terminate()
+        ((_, log),) = await said
+        assert b"capturing" in log and signing.SIGNATURE.lower().encode() not in log.lower()
 
 
 async def test_a_wrong_clock_is_told(cluster: Cluster, tmp_path: Path) -> None:

@@ -402,6 +402,19 @@ def test_unsubscribed_markets_end_without_a_break() -> None:
     assert brief(feed(session, frames.delta(B, 1, 9))) == [("BREAK", BOOK, B), ("FRAME", BOOK, B)]
 
 
+def test_a_market_given_up_alive_gets_a_break_after_its_last_frame() -> None:
+    session = open_session(A, B)
+    feed(session, frames.snapshot(A, 1, 1), frames.snapshot(B, 1, 2))
+    session.unsubscribe([A], NOW, Cause.NOT_SUBSCRIBED)
+    ids = [orjson.loads(command)["id"] for command in session.commands_to_send()]
+    records = feed(session, frames.delta(A, 1, 3), frames.ok(ids[0], 1, 4, []), frames.ok(ids[1], 2, 1, []))
+    assert [r.kind for r in records] == ["FRAME", "FRAME", "BREAK", "FRAME", "BREAK"]
+    assert [(r.channel, r.market_ticker, r.detail) for r in records if r.kind == "BREAK"] == [
+        (BOOK, A, "not_yet_subscribed"),
+        (TRADES, A, "not_yet_subscribed"),
+    ]
+
+
 def test_a_market_unwanted_before_its_ack_is_deleted_after() -> None:
     session = Session(RawFrame, "g1", 0, 1, skew_us=0, counts=Counter())
     session.subscribe({A: None, B: None}, NOW)
