@@ -19,7 +19,7 @@ from kalshibook_core.kafka import admin
 from kalshibook_core.kafka.errors import KafkaFault
 from kalshibook_core.postgres import migrate, pool
 from kalshibook_core.runtime import clock, settings
-from kalshibook_tools.stack import Addresses, Process, Stack, StackError, local_stack, probe
+from kalshibook_tools.stack import Addresses, Process, ProcessExited, Stack, StackError, local_stack, probe
 from kalshibook_tools.supervisor import account, recording, screen, services
 from kalshibook_tools.supervisor.history import History
 from kalshibook_tools.supervisor.home import FLOW, SupervisorError
@@ -35,6 +35,7 @@ CATCH_UP_WITHIN = 20.0
 DATA_WITHIN = 30.0
 """Seconds the first screen waits for a market with a book, to print queries that answer."""
 
+_PORT_TRIES = 4
 _T = TypeVar("_T")
 _DATABASE_AWAY = (*pool.UNREACHABLE, pool.DatabaseUnreachable)
 
@@ -66,11 +67,16 @@ class _Supervisor:
         self.gaps: list[dict[str, Any]] = []
         self.trade_gaps: list[dict[str, Any]] = []
         self.greeted = False
+        asked = {"gateway": options.gateway_port, "simulator": options.simulator_port}
+        self._asked_ports = {name: port for name, port in asked.items() if port}
         self._ports: dict[str, int] = {}
         self._background: list[asyncio.Task[None]] = []
 
     async def live(self, stop: asyncio.Event) -> int:
         self.write("starting")
+        for name, port in self._asked_ports.items():
+            if probe.free_port(port) != port:
+                raise SupervisorError(f"port {port} is in use: stop what listens there, or choose another --{name}-port")
         await self.home.stop_leftovers(self.told.tell)
         async with AsyncExitStack() as exits:
             stack = await _unless(stop, exits.enter_async_context(self._stack()))
@@ -146,6 +152,15 @@ class _Supervisor:
             raise SupervisorError(str(error)) from error
 
     async def _up(self, name: str, client: httpx.AsyncClient) -> None:
+        # Between finding a port free and listening on it somebody else may: then, unless it was asked for, another is taken.
+        for left in range(_PORT_TRIES - 1, -1, -1):
+            try:
+                return await self._try(name, client)
+            except ProcessExited as error:
+                if not left or name in self._asked_ports or "in use" not in error.reason:
+                    raise
+
+    async def _try(self, name: str, client: httpx.AsyncClient) -> None:
         port = self._fixed_port(name)
 
         def make() -> tuple[Process, Ask]:
@@ -173,13 +188,8 @@ class _Supervisor:
         # Customers know the gateway's port and ingest the simulator's: both keep theirs over a restart.
         if name not in ("gateway", "simulator"):
             return 0
-        asked = self.options.gateway_port if name == "gateway" else self.options.simulator_port
         last = self.home.ports().get(name, GATEWAY_PORT if name == "gateway" else 0)
-        port = probe.free_port(asked if asked is not None else last)
-        if asked and port != asked:
-            raise SupervisorError(
-                f"port {asked} on 127.0.0.1 is in use: stop what listens there, or choose another --{name}-port"
-            )
+        port = self._asked_ports.get(name) or probe.free_port(last)
         self._ports[name] = port
         self.home.remember_ports(self._ports)
         if name == "gateway":

@@ -16,7 +16,18 @@ from tests.support.service import until
 
 STATUS_KEYS = {"state", "gateway", "demo_key", "services", "recording", "gaps", "trade_gaps"}
 SERVICES = {"ingest", "deduplicator", "persister", "reconstructor", "gateway"}
-FAULTS = ("malformed", "unknown_type", "big_frame", "negative_level", "unparsable", "duplicate", "drop", "error_25", "reset")
+FAULTS = {
+    "malformed": None,
+    "unknown_type": None,
+    "big_frame": None,
+    "duplicate": None,
+    "negative_level": "parse_failure",
+    "unparsable": "parse_failure",
+    "drop": "upstream_sequence_gap",
+    "error_25": "terminal_subscription_error",
+    "reset": "disconnect",
+}
+"""What is done to the stream, and the cause of the gap it leaves."""
 GENERATED = ("--markets", "12", "--rate", "300")
 
 
@@ -187,27 +198,22 @@ async def test_bad_input_is_kept_counted_and_told_and_ends_nothing(tmp_path: Pat
     async with Up(home, *GENERATED) as up:
         await up.says("?at=")
         control = json.loads((home / "simulator.json").read_text())["control_url"]
-        for kind in (
-            "malformed",
-            "unknown_type",
-            "big_frame",
-            "negative_level",
-            "unparsable",
-            "duplicate",
-            "drop",
-            "error_25",
-            "reset",
-        ):
-            answer = await up.client.post(f"{control}/faults", json={"kind": kind})
-            assert answer.status_code == 200, answer.text
         ticker = next(iter(await versions_of(up)))
-        assert (await up.client.post(f"{control}/faults", json={"kind": "off_grid", "market_ticker": ticker})).status_code == 200
+        for kind, cause in FAULTS.items():
+            known = len(up.state()["gaps"])
+            answer = await up.client.post(f"{control}/faults", json={"kind": kind, "channel": "orderbook_delta"})
+            assert answer.status_code == 200, answer.text
 
-        async def told() -> bool:
-            causes = {gap["cause"] for gap in up.state()["gaps"]}
-            return causes >= {"parse_failure", "upstream_sequence_gap", "terminal_subscription_error", "disconnect"}
+            async def healed(known: int = known, cause: str | None = cause) -> bool:
+                gaps = up.state()["gaps"]
+                return cause is None or (cause in {gap["cause"] for gap in gaps[known:]} and all(gap["end"] for gap in gaps))
 
-        await until(told)
+            try:
+                await until(healed)
+            except TimeoutError:
+                raise AssertionError(f"{kind} left no {cause}: {up.state()['gaps']}") from None
+        off_grid = {"kind": "off_grid", "market_ticker": ticker}
+        assert (await up.client.post(f"{control}/faults", json=off_grid)).status_code == 200
         await equal_to_the_truth(up)
         assert {service["restarts"] for service in up.state()["services"].values()} == {0}
 
