@@ -15,6 +15,7 @@ class Cluster:
     brokers: str  # host:port[,host:port]
     prefix: str = ""
     partitions: int = 4
+    instance: str = ""  # our name as a member of consumer groups, one process's at a time; without one Kafka names each life anew
 
     def topic(self, topic: Topic) -> str:
         """Return the topic's name on this cluster."""

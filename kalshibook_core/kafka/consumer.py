@@ -4,6 +4,10 @@ Promises: `on_assigned` and `on_revoked` run inside `poll`, between two batches,
 handed over only after the reader has come back for more, and an exception in a callback is an exception of `poll`. A
 partition without committed offset starts at its first record. An offset that retention has passed by raises OffsetLost;
 nothing jumps over a hole.
+
+With `Cluster.instance` a process that died is succeeded at once by the next of its name, without waiting for its session to end
+(static membership, KIP-345), and leaving does not move partitions to others for so long. If the one before still lives it gets
+Displaced from `poll` and must end; what it still tries to write is up to fenced producers and offsets that compare and set.
 """
 
 import asyncio
@@ -17,7 +21,7 @@ from aiokafka.structs import ConsumerRecord as Record
 
 from kalshibook_core.kafka import coordinator
 from kalshibook_core.kafka.cluster import Cluster
-from kalshibook_core.kafka.errors import KafkaFault, OffsetLost
+from kalshibook_core.kafka.errors import Displaced, KafkaFault, OffsetLost
 from kalshibook_core.kafka.topics import Topic
 
 __all__ = ["Batch", "Consumer", "Record", "TopicPartition"]
@@ -27,6 +31,9 @@ Assigned = Callable[[set[TopicPartition]], Awaitable[Mapping[TopicPartition, int
 Revoked = Callable[[set[TopicPartition]], Awaitable[None]]
 
 _FETCH_BYTES: Final = 4 * 1024 * 1024
+_SESSION_MS: Final = 10_000
+"""A member silent for so long is put out of the group."""
+
 _HAND_OVER_MS: Final = 60_000
 """How long the group waits for a member that is busy with a batch; past it the member is put out."""
 
@@ -73,11 +80,12 @@ class Consumer:
         self._kafka = AIOKafkaConsumer(
             bootstrap_servers=self._cluster.brokers,
             group_id=self._group,
+            group_instance_id=(self._cluster.instance or None) if self._group is not None else None,
             enable_auto_commit=False,
             auto_offset_reset="none",  # `_start_at` chooses; a reset by itself would skip records in silence
             isolation_level="read_committed" if self._read_committed else "read_uncommitted",
             max_partition_fetch_bytes=_FETCH_BYTES,
-            session_timeout_ms=10_000,
+            session_timeout_ms=_SESSION_MS,
             heartbeat_interval_ms=500,  # also how soon a member hears of another's coming
             rebalance_timeout_ms=_HAND_OVER_MS,
             max_poll_interval_ms=900_000,  # a restore at assignment may take minutes
@@ -105,7 +113,7 @@ class Consumer:
     async def poll(self, max_records: int | None = None, timeout_ms: int = 500) -> Batch:
         """Return the next records by partition, in order within each; empty if none came within `timeout_ms`.
 
-        Raises OffsetLost, KafkaFault, and whatever a rebalance callback raises.
+        Raises OffsetLost, Displaced, KafkaFault, and whatever a rebalance callback raises.
         """
         await self._rebalance()
         batch: Batch = {}
@@ -121,8 +129,8 @@ class Consumer:
         except NoOffsetForPartitionError as unset:
             if self._assigned is None:
                 raise KafkaFault(f"no offset to start from: {unset!r}") from unset
-        except KafkaError as error:
-            raise KafkaFault(f"reading failed: {error!r}") from error
+        except (KafkaError, coordinator.Displacement) as error:
+            raise self._fault("reading failed", error) from error
         finally:
             self._polling = None
         if self._assigned is not None and batch:
@@ -133,13 +141,13 @@ class Consumer:
         return batch
 
     async def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
-        """Commit the next offset to read of each partition. Raises KafkaFault if they are not ours any more."""
+        """Commit the next offset to read of each partition. Raises KafkaFault if they are not ours any more, Displaced."""
         if not offsets:
             return
         try:
             await self._kafka.commit(dict(offsets))
-        except KafkaError as error:
-            raise KafkaFault(f"offsets were not committed: {error!r}") from error
+        except (KafkaError, coordinator.Displacement) as error:
+            raise self._fault("offsets were not committed", error) from error
 
     async def committed(self, partition: TopicPartition) -> int | None:
         """Return the group's committed offset, None if there is none."""
@@ -210,6 +218,14 @@ class Consumer:
             starts = await (self._kafka.end_offsets(unset) if self._from_end else self._kafka.beginning_offsets(unset))
             for partition, offset in starts.items():
                 self._kafka.seek(partition, offset)
+
+    def _fault(self, what: str, error: Exception) -> KafkaFault:
+        if not coordinator.displaced(self._kafka):
+            return KafkaFault(f"{what}: {error!r}")
+        return Displaced(
+            f"another process is {self._cluster.instance!r} in group {self._group} now, or this one was silent for "
+            f"{_SESSION_MS // 1000} s; it ends, and may be started again"
+        )
 
     def _interrupt(self) -> None:
         if self._polling is not None:

@@ -17,5 +17,9 @@ class TopicMismatch(KafkaFault):
     """A topic exists with another partition count than ours, so keys would not find their partition."""
 
 
+class Displaced(KafkaFault):
+    """A process of the same instance name joined our group in our place, or we were silent for longer than the group waits."""
+
+
 class OffsetLost(KafkaFault):
     """The offset to read from is not in the log any more (retention) or not yet (another log): records would be missed."""

@@ -5,6 +5,7 @@ Every function names the variable in its error, so that the one line an operator
 """
 
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,6 +20,7 @@ COMMON = """\
   KB_KAFKA_BROKERS     Kafka's addresses, host:port[,host:port]
   KB_KAFKA_PARTITIONS  partitions of every topic (4)
   KB_TOPIC_PREFIX      put before every topic and group name (nothing)
+  KB_INSTANCE          this process's name in its consumer groups: its next life takes over at once (nothing: after 10 s)
   KB_HEALTH_PORT       port of /healthz /readyz /metrics /status; 0: none (0)
   KB_HEALTH_HOST       address it listens on (127.0.0.1)
   KB_LOG_LEVEL         debug, info, warning or error (info)
@@ -93,11 +95,12 @@ def file(env: Environment, name: str) -> Path:
 
 
 def cluster(env: Environment) -> Cluster:
-    """Return the Kafka cluster that KB_KAFKA_BROKERS, KB_TOPIC_PREFIX and KB_KAFKA_PARTITIONS describe."""
+    """Return the Kafka cluster that KB_KAFKA_BROKERS, KB_TOPIC_PREFIX, KB_KAFKA_PARTITIONS and KB_INSTANCE describe."""
     return Cluster(
         brokers=required(env, "KB_KAFKA_BROKERS"),
         prefix=text(env, "KB_TOPIC_PREFIX", ""),
         partitions=integer(env, "KB_KAFKA_PARTITIONS", 4, minimum=1),
+        instance=_instance(env),
     )
 
 
@@ -109,6 +112,13 @@ def health_port(env: Environment) -> int:
 def health_host(env: Environment) -> str:
     """Return KB_HEALTH_HOST."""
     return text(env, "KB_HEALTH_HOST", "127.0.0.1")
+
+
+def _instance(env: Environment) -> str:
+    name = text(env, "KB_INSTANCE", "")
+    if name and not re.fullmatch(r"[a-zA-Z0-9._-]{1,249}", name):
+        raise ConfigurationError(f"KB_INSTANCE is {name!r}; it may have letters, digits, dots, underscores and dashes")
+    return name
 
 
 def _within(name: str, number: float, minimum: float | None, maximum: float | None) -> None:

@@ -4,6 +4,7 @@ Promises: an environment says where everything is and nothing else is changed in
 simulator by an address and a key only.
 """
 
+import hashlib
 import json
 import re
 import sys
@@ -54,6 +55,8 @@ def environment(options: Options, addresses: Addresses, name: str, port: int) ->
         "KB_KAFKA_BROKERS": addresses.kafka,
         "KB_POSTGRES_DSN": addresses.postgres,
         "KB_REDIS_URL": addresses.redis,
+        # A service that died is succeeded at once by its next life, which nothing else on this broker may be taken for.
+        "KB_INSTANCE": f"kb-{hashlib.sha256(bytes(options.home.path)).hexdigest()[:16]}",
         "KB_HEALTH_HOST": "127.0.0.1",
         "KB_HEALTH_PORT": str(port),
     }

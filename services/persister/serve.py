@@ -43,6 +43,8 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
                     try:
                         await _consume(settings, store, counters, stop)
                     except Superseded as lost:
+                        if settings.cluster.instance:
+                            raise  # by a namesake: joining again would only push it out
                         counters.superseded += 1
                         _log.warning("partitions_lost", why=str(lost), then="the batch is dropped and the group joined again")
         except Stopping:

@@ -46,6 +46,8 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
                 try:
                     await Membership(settings, latest, counters).fold(stop)
                 except Fenced as lost:
+                    if settings.cluster.instance:
+                        raise  # by a namesake: joining again would only push it out
                     counters.fenced += 1
                     latest.forget()
                     _log.warning("partitions_lost", why=str(lost), then="the books are dropped and the group joined again")

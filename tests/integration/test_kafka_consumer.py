@@ -1,8 +1,10 @@
 """The consumer against a real broker: nothing skipped, nothing beside its reader, whatever the group does."""
 
 import asyncio
+import sys
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
@@ -10,7 +12,7 @@ from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from kalshibook_core.kafka import topics
 from kalshibook_core.kafka.cluster import Cluster, partition_of
 from kalshibook_core.kafka.consumer import Consumer, TopicPartition
-from kalshibook_core.kafka.errors import OffsetLost
+from kalshibook_core.kafka.errors import Displaced, OffsetLost
 from kalshibook_core.kafka.producer import Producer
 from kalshibook_core.kafka.reader import read_partition
 
@@ -223,3 +225,60 @@ async def test_a_bounded_read_ends_behind_transaction_markers_and_aborted_record
     async with asyncio.timeout(30):
         assert [r.value async for r in read_partition(cluster, topics.BOOK, where)] == [b"0", b"1", b"2"]
         assert [r.value async for r in read_partition(cluster, topics.BOOK, where, 3, 6)] == [b"2"]
+
+
+MEMBER = """
+import asyncio, sys
+from kalshibook_core.kafka import consumer, topics
+from kalshibook_core.kafka.cluster import Cluster
+consumer._SESSION_MS = 60_000
+async def main():
+    async def assigned(partitions): print(len(partitions), flush=True)
+    cluster = Cluster(*sys.argv[1:3], int(sys.argv[3]), sys.argv[4])
+    async with consumer.Consumer(cluster, [topics.RAW], "kb-tested", on_assigned=assigned) as member:
+        while True: await member.poll()
+asyncio.run(main())
+"""
+"""A process that is a static member whose session lasts a minute, and tells how many partitions it was given."""
+
+
+async def test_who_succeeds_a_killed_process_by_its_name_does_not_wait_for_its_session(cluster: Cluster) -> None:
+    await fill(cluster, 100)
+    named = replace(cluster, instance="one")
+    arguments = (named.brokers, named.prefix, str(named.partitions), named.instance)
+    killed = await asyncio.create_subprocess_exec(sys.executable, "-c", MEMBER, *arguments, stdout=asyncio.subprocess.PIPE)
+    assert killed.stdout is not None
+    async with asyncio.timeout(30):
+        assert await killed.stdout.readline() == b"4\n"
+    killed.kill()
+    await killed.wait()
+    successor = Reader(named)
+    async with successor.consumer, asyncio.timeout(30):
+        await successor.until(lambda: len(successor.got) == 100)
+    assert successor.told == ["+4"]
+
+
+async def test_the_older_of_two_of_one_name_ends_and_the_newer_is_not_disturbed(cluster: Cluster) -> None:
+    named = replace(cluster, instance="one")
+    older, newer = Reader(named), Reader(named)
+    async with older.consumer, newer.consumer:
+        await older.until(lambda: older.told == ["+4"])
+        await newer.until(lambda: newer.told == ["+4"])
+        with pytest.raises(Displaced, match="another process is 'one'"):
+            await older.until(lambda: False)
+        await fill(cluster, 100)
+        await newer.until(lambda: len(newer.got) == 100)
+        await newer.consumer.commit(newer.next)
+    assert newer.told == ["+4"]
+
+
+async def test_an_offset_committed_by_a_displaced_member_is_refused(cluster: Cluster) -> None:
+    await fill(cluster, 100)
+    named = replace(cluster, instance="one")
+    older, newer = Reader(named), Reader(named)
+    async with older.consumer, newer.consumer:
+        await older.until(lambda: len(older.got) == 100)
+        await newer.until(lambda: newer.told == ["+4"])
+        with pytest.raises(Displaced):
+            await older.consumer.commit(older.next)
+        assert [await newer.consumer.committed(partition) for partition in older.next] == [None] * len(older.next)

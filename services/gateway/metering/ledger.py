@@ -8,7 +8,7 @@ import structlog
 from kalshibook_core.kafka import topics
 from kalshibook_core.kafka.cluster import Cluster
 from kalshibook_core.kafka.consumer import Consumer, Record
-from kalshibook_core.kafka.errors import KafkaFault
+from kalshibook_core.kafka.errors import Displaced, KafkaFault
 from kalshibook_core.postgres.pool import UNREACHABLE
 from kalshibook_core.wire import codec
 from kalshibook_core.wire.events import Usage
@@ -35,6 +35,8 @@ class Ledger:
         while not stop.is_set():
             try:
                 await self._consume(cluster, stop)
+            except Displaced:
+                raise  # another gateway of our name lives: this one ends
             except KafkaFault as error:
                 log.warning("gateway.ledger.kafka_away", why=str(error), effect="usage waits in its topic")
                 await asyncio.sleep(RETRY_SECONDS)

@@ -57,3 +57,6 @@ def test_the_cluster() -> None:
     assert settings.cluster(env) == Cluster("a:1,b:2", "x.", 8)
     with pytest.raises(ConfigurationError, match="KB_KAFKA_BROKERS is not set"):
         settings.cluster({})
+    assert settings.cluster(env | {"KB_INSTANCE": "kb-1"}) == Cluster("a:1,b:2", "x.", 8, "kb-1")
+    with pytest.raises(ConfigurationError, match="KB_INSTANCE is 'a b'"):
+        settings.cluster(env | {"KB_INSTANCE": "a b"})

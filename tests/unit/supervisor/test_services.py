@@ -16,6 +16,9 @@ INFO = {"ws_url": "ws://s/ws", "rest_url": "http://s/v2", "key_id": "id", "priva
 def test_every_service_knows_where_everything_is(tmp_path: Path) -> None:
     (tmp_path / "simulator.json").write_text(json.dumps(INFO))
     options = Options(Home(tmp_path), env={"KB_LOG_LEVEL": "debug", "KB_HEALTH_PORT": "1"})
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "simulator.json").write_text(json.dumps(INFO))
+    elsewhere = Options(Home(tmp_path / "b"))
     for name in FLOW[:-1]:
         program = services.service(options, ADDRESSES, name, 4711)
         assert program.env is not None
@@ -24,6 +27,8 @@ def test_every_service_knows_where_everything_is(tmp_path: Path) -> None:
         assert program.env["KB_HEALTH_PORT"] == "4711"
         assert ("KB_KALSHI_WS_URL" in program.env) == (name == "ingest")
         assert program.command[-1] == f"services.{name}"
+        assert program.env["KB_INSTANCE"] == services.environment(options, ADDRESSES, name, 4712)["KB_INSTANCE"]
+        assert program.env["KB_INSTANCE"] != services.environment(elsewhere, ADDRESSES, name, 4711)["KB_INSTANCE"]
 
 
 def test_the_real_exchange_differs_by_address_and_key_only(tmp_path: Path) -> None:
