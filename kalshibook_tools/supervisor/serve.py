@@ -109,6 +109,8 @@ class _Supervisor:
             summary = await _unless(stop, playing.follow(client, history, self.kept, self.told))
             if summary is None:
                 return 0
+            self.gaps, self.trade_gaps = await history.gaps()
+            self.write("running")  # whoever waits for the summary and then asks for the state finds it there
             self.told.tell(summary)
             if not self.options.keep_running:
                 return 0
@@ -201,10 +203,12 @@ class _Supervisor:
         for name in FLOW:
             if (kept := self.kept.get(name)) is None:
                 continue
-            deadline = clock.monotonic() + CATCH_UP_WITHIN
-            while kept.lag() and kept.state == "running" and clock.monotonic() < deadline and not self.hurry.is_set():
+            deadline, still = clock.monotonic() + CATCH_UP_WITHIN, 0
+            # Twice no lag: the first may have been said before the last records of the one before it came in sight.
+            while still < 2 and kept.state == "running" and clock.monotonic() < deadline and not self.hurry.is_set():
                 await asyncio.sleep(0.1)
                 await kept.look()
+                still = 0 if kept.lag() else still + 1
             await kept.stop()
 
     async def _look(self, client: httpx.AsyncClient, history: History) -> None:
