@@ -119,7 +119,17 @@ async def test_the_first_day(tmp_path: Path) -> None:
         await equal_to_the_truth(up)
 
         # SIGKILL each in turn: it is told, started again and counted, and nothing of the truth is lost.
-        for name in ("simulator", "ingest", "deduplicator", "persister", "reconstructor", "gateway", "redis", "postgres"):
+        for name in (
+            "simulator",
+            "ingest",
+            "deduplicator",
+            "persister",
+            "reconstructor",
+            "gateway",
+            "redis",
+            "postgres",
+            "kafka",
+        ):
             os.kill(up.pids()[name], signal.SIGKILL)
 
             async def back(name: str = name) -> bool:
