@@ -7,6 +7,7 @@ Every frame ends with a newline, as the exchange's do. Prices are integers in 1/
 
 import re
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import orjson
@@ -127,8 +128,13 @@ def trade(ticker: str, trade_id: str, yes_price: int, count: int, taker_side: in
 
 def rfc3339(us: int) -> str:
     """Microseconds since the epoch as the exchange prints them: trailing zeros cut, no point where nothing follows it."""
-    text = (_EPOCH + timedelta(microseconds=us)).strftime("%Y-%m-%dT%H:%M:%S.%f").rstrip("0").rstrip(".")
-    return text + "Z"
+    seconds, part = divmod(us, 1_000_000)
+    return f"{_to_the_second(seconds)}.{part:06d}".rstrip("0") + "Z" if part else _to_the_second(seconds) + "Z"
+
+
+@lru_cache(maxsize=1 << 10)
+def _to_the_second(seconds: int) -> str:
+    return (_EPOCH + timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def _complement(price: str) -> str:
