@@ -69,7 +69,6 @@ class _Supervisor:
         self.greeted = False
         asked = {"gateway": options.gateway_port, "simulator": options.simulator_port}
         self._asked_ports = {name: port for name, port in asked.items() if port}
-        self._ports: dict[str, int] = {}
         self._background: list[asyncio.Task[None]] = []
 
     async def live(self, stop: asyncio.Event) -> int:
@@ -190,10 +189,9 @@ class _Supervisor:
         # Customers know the gateway's port and ingest the simulator's: both keep theirs over a restart.
         if name not in ("gateway", "simulator"):
             return 0
-        last = self.home.ports().get(name, GATEWAY_PORT if name == "gateway" else 0)
-        port = self._asked_ports.get(name) or probe.free_port(last)
-        self._ports[name] = port
-        self.home.remember_ports(self._ports)
+        known = self.home.ports()
+        port = self._asked_ports.get(name) or probe.free_port(known.get(name, GATEWAY_PORT if name == "gateway" else 0))
+        self.home.remember_ports(known | {name: port})
         if name == "gateway":
             self.gateway = f"http://127.0.0.1:{port}"
         return port

@@ -58,6 +58,7 @@ class Up:
 
     def start(self) -> None:
         """Start it (again)."""
+        self._url = ""
         with self.screen_file.open("wb") as out:
             command = [*KB, "up", *self.words]
             self.process = subprocess.Popen(command, env=environment(self.home), stdout=out, stderr=out, stdin=subprocess.DEVNULL)
