@@ -13,10 +13,15 @@ from urllib.parse import urlsplit, urlunsplit
 import pytest
 import redis.asyncio
 from aiokafka.admin import AIOKafkaAdminClient
+from hypothesis import HealthCheck, settings
 
 from kalshibook_core.kafka import admin, topics
 from kalshibook_core.kafka.cluster import Cluster
 from tests.support.parts import Parts, Session, new_session
+
+# Two workers, a broker and a database share the cores: how long an example takes says nothing about it.
+settings.register_profile("loaded", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("loaded")
 
 _SESSION = pytest.StashKey[Session]()
 

@@ -179,8 +179,13 @@ class _Ports:
             self._last = {}
 
     def choose(self, name: str) -> int:
-        self._chosen[name] = probe.free_port(self._last.get(name, 0))
-        return self._chosen[name]
+        # A port we chose is free until its server binds it, so the next look may find the same one.
+        others = {port for other, port in self._chosen.items() if other != name}
+        port = probe.free_port(self._last.get(name, 0))
+        while port in others:
+            port = probe.free_port()
+        self._chosen[name] = port
+        return port
 
     def __getitem__(self, name: str) -> int:
         return self._chosen[name]
