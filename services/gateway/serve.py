@@ -165,6 +165,7 @@ class Server(uvicorn.Server):
             admission, loop="none", http="httptools", ws="websockets-sansio", lifespan="off", log_config=None, access_log=False,
             log_level="warning", server_header=False, proxy_headers=False, timeout_graceful_shutdown=10,
             ws_max_size=64 * 1024, ws_per_message_deflate=False,
+            timeout_keep_alive=75,  # longer than clients and proxies keep an idle connection, so that it is they who close it
         )  # fmt: skip
         super().__init__(config)
         self._told = started
