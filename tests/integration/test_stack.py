@@ -173,8 +173,8 @@ async def test_what_a_killed_supervisor_left_is_replaced_and_keeps_its_content(t
 async def test_a_port_lost_between_choosing_and_binding_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = probe.free_port
     progress: list[str] = []
-    with squatter() as taken:
-        first = [taken, taken, taken]  # Kafka's broker, Postgres, Redis, in whichever order they ask
+    with squatter() as one, squatter() as two, squatter() as three:
+        first = [one, two, three]  # Kafka's broker or controller, Postgres, Redis, in whichever order they ask
 
         def losing(preferred: int = 0) -> int:
             return first.pop() if first and preferred != 1 else chosen(preferred)
