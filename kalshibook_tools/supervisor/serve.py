@@ -48,7 +48,9 @@ async def serve(options: Options) -> int:
     with options.home.alone(), screen.Screen() as told, _signals() as (stop, hurry):
         run = _Supervisor(options, told, hurry)
         try:
-            return await run.live(stop)
+            code = await run.live(stop)
+            told.tell("stopped; the next start continues with what stands here")
+            return code
         except* (SupervisorError, StackError, settings.ConfigurationError) as failed:
             raise _first(failed) from failed
         finally:
@@ -67,6 +69,7 @@ class _Supervisor:
         self.gaps: list[dict[str, Any]] = []
         self.trade_gaps: list[dict[str, Any]] = []
         self.greeted = False
+        self.draining = False
         asked = {"gateway": options.gateway_port, "simulator": options.simulator_port}
         self._asked_ports = {name: port for name, port in asked.items() if port}
         self._background: list[asyncio.Task[None]] = []
@@ -77,6 +80,7 @@ class _Supervisor:
             if probe.free_port(port) != port:
                 raise SupervisorError(f"port {port} is in use: stop what listens there, or choose another --{name}-port")
         await self.home.stop_leftovers(self.told.tell)
+        self.told.show("starting the broker, the database and the cache …")
         async with AsyncExitStack() as exits:
             stack = await _unless(stop, exits.enter_async_context(self._stack()))
             if stack is None:
@@ -126,6 +130,7 @@ class _Supervisor:
             self.kept[name] = part = Kept(name, lambda process=process: (process, _port_open(process)), self.told.tell)  # type: ignore[misc]
             await part.adopt()
             self._background.append(tasks.create_task(part.keep()))
+        self.told.show("starting the services …")
         first = [] if self.options.exchange else ["simulator"]
         async with asyncio.TaskGroup() as starting:
             for name in (*first, "deduplicator", "persister", "reconstructor", "gateway"):
@@ -134,6 +139,7 @@ class _Supervisor:
             simulator = self.options.simulator_info()["control_url"]
             self.recording = recording.Played(simulator, f"{self.gateway}", f"{self.demo_key}", self.options)
             await self.recording.begin(client, history)
+        self.told.show("connecting to the exchange …")
         await self._up("ingest", client)
         for name in FLOW:
             if name in self.kept:
@@ -197,10 +203,12 @@ class _Supervisor:
         return port
 
     async def _drain(self) -> None:
+        self.draining = True
         self.told.tell("stopping: each service drains what it accepted")
         for name in FLOW:
             if (kept := self.kept.get(name)) is None:
                 continue
+            self.told.show(f"stopping {name} …")
             deadline, still = clock.monotonic() + CATCH_UP_WITHIN, 0
             # Twice no lag: the first may have been said before the last records of the one before it came in sight.
             while still < 2 and kept.state == "running" and clock.monotonic() < deadline and not self.hurry.is_set():
@@ -220,7 +228,7 @@ class _Supervisor:
                 now, counted = loop.time(), self._counter("ingest", "frames_total")
                 rate = max(0, counted - frames) / (now - before)
                 before, frames = now, counted
-                if self.greeted and (self.recording is None or self.recording.done):
+                if self.greeted and not self.draining and (self.recording is None or self.recording.done):
                     self.told.show(self._line(rate))
             self.write(self.state)
             await asyncio.sleep(1)
@@ -260,6 +268,7 @@ class _Supervisor:
 
     async def _first_book(self, client: httpx.AsyncClient, history: History) -> tuple[str, str] | None:
         """Return a market and an instant that the gateway was just seen to answer for; None if none comes in time."""
+        self.told.show("waiting for the first book …")
         deadline = clock.monotonic() + DATA_WITHIN
         headers = {"X-API-Key": f"{self.demo_key}"}
         while clock.monotonic() < deadline:
