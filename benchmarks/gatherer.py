@@ -7,9 +7,11 @@ same `websockets` client; the gatherer's is `services.ingest.connection.Connecti
 import asyncio
 import multiprocessing
 import random
+import tempfile
 import uuid
 from collections import Counter
 from multiprocessing.connection import Connection as Pipe
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -21,12 +23,12 @@ from websockets.asyncio.server import ServerConnection, serve
 from benchmarks import Row
 from kalshibook_core.kafka import admin
 from kalshibook_core.kafka.cluster import Cluster
-from kalshibook_core.kafka.producer import Producer
 from kalshibook_core.kalshi.signing import Credentials
 from kalshibook_core.runtime import clock
 from kalshibook_tools.stack import Addresses
 from services.ingest.connection import Connection
-from services.ingest.settings import Settings
+from services.ingest.outbox import Outbox
+from services.ingest.settings import Settings, SpoolSettings
 
 NAME = "gatherer"
 FRAMES = 200_000
@@ -66,18 +68,20 @@ async def _gather(url: str, brokers: str) -> float:
     settings = Settings(cluster, credentials, url, "http://127.0.0.1")
     counts: Counter[str] = Counter()
     stop = asyncio.Event()
-    async with Producer(cluster) as producer, asyncio.TaskGroup() as tasks:
-        connection = Connection(0, settings, producer, counts, random.Random(1))
-        connection.place(dict.fromkeys(_tickers()))
-        tasks.create_task(connection.run(stop))
-        while not counts["book_frames"]:  # noqa: ASYNC110  (the connection announces nothing, and must not for this)
-            await asyncio.sleep(0)
-        began = clock.monotonic()
-        while counts["book_frames"] < FRAMES or producer.acked < FRAMES:  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
-        took = clock.monotonic() - began
-        assert not counts["breaks"] and not counts["unparsable"]
-        stop.set()
+    with tempfile.TemporaryDirectory() as folder:
+        spool = SpoolSettings(Path(folder))
+        async with Outbox(cluster, spool, "g1", settings.buffer_bytes) as outbox, asyncio.TaskGroup() as tasks:
+            connection = Connection(0, settings, outbox, counts, random.Random(1))
+            connection.place(dict.fromkeys(_tickers()))
+            tasks.create_task(connection.run(stop))
+            while not counts["book_frames"]:  # noqa: ASYNC110  (the connection announces nothing, and must not for this)
+                await asyncio.sleep(0)
+            began = clock.monotonic()
+            while counts["book_frames"] < FRAMES or outbox.buffered or outbox.spool_bytes:  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+            took = clock.monotonic() - began
+            assert not counts["breaks"] and not counts["unparsable"]
+            stop.set()
     return took
 
 

@@ -4,6 +4,7 @@ import asyncio
 from typing import Any, Final
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import KafkaError
 
 from kalshibook_core.kafka.cluster import Cluster
 from kalshibook_core.kafka.errors import KafkaFault, TopicMismatch
@@ -22,9 +23,16 @@ async def ensure_topics(cluster: Cluster, topics: tuple[Topic, ...] = ALL) -> No
     """Create the topics that are missing. Raises TopicMismatch if one exists with another partition count.
 
     Any number of processes may do it at once. What exists is left as it is: its policy is its operator's from then on.
+    Raises KafkaFault if the brokers cannot be reached.
     """
     admin = AIOKafkaAdminClient(bootstrap_servers=cluster.brokers)
-    await admin.start()
+    try:
+        await admin.start()
+    except BaseException as error:
+        await admin.close()
+        if isinstance(error, KafkaError):
+            raise KafkaFault(f"cannot connect to Kafka at {cluster.brokers}: {error!r}") from error
+        raise
     try:
         answer = await admin.create_topics([_new(cluster, topic) for topic in topics])
         for name, code, *detail in answer.topic_errors:

@@ -15,7 +15,7 @@ plus what it adds between two calls.
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any, Final, Self
@@ -75,13 +75,15 @@ class Producer:
         max_buffered: int = 64 * 1024 * 1024,
         delivery_seconds: float = 120.0,
         compression: str | None = "zstd",
+        on_acked: Callable[[int, int, int], None] | None = None,
     ) -> None:
         """Prepare a producer; `async with` connects it.
 
         A batch waits at most `linger_ms` for company, and is sent as soon as it has `max_batch` bytes (a larger record goes
         alone). A batch or a transaction's end that the broker has not acknowledged after `delivery_seconds` fails the
         producer: an outage shorter than that is waited out. zstd takes a frame to a twentieth, lz4 to an eighth, for no less CPU
-        (benchmarks/kafka_produce.py).
+        (benchmarks/kafka_produce.py). `on_acked(partition, records, next_offset)` is called as batches are acknowledged, those
+        of a partition in their order; next_offset is 0 where the broker had the batch already and does not say where.
         """
         self._cluster = cluster
         self._transactional_id = transactional_id
@@ -90,6 +92,7 @@ class Producer:
         self._max_buffered = max_buffered
         self._delivery = delivery_seconds
         self._compression = compression
+        self._on_acked = on_acked
         self._lanes: dict[tuple[str, int], _Lane] = {}
         self._waiting: dict[_Lane, None] = {}  # lanes with something to send, in the order they got it
         self._timer: asyncio.TimerHandle | None = None
@@ -193,6 +196,10 @@ class Producer:
         if self._failure is not None:
             raise self._failure
 
+    def abandon(self) -> None:
+        """Fail now rather than deliver what is not acknowledged; for who has it elsewhere as well."""
+        self._fail(ProduceFailed("its owner gave up on what was not acknowledged"))
+
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[None]:
         """Make all that is added, and the offsets committed, within the block visible together at its end, or not at all.
@@ -291,6 +298,8 @@ class Producer:
             lane.acked += count
             self.acked += count
             self.buffered -= size
+            if self._on_acked is not None:
+                self._on_acked(lane.partition, count, future.result().offset + count if future.result().offset >= 0 else 0)
             self._progress.set()
             if lane.closed or (self._flushes and lane.open is not None):
                 self._wake.set()

@@ -49,6 +49,8 @@ METRICS: Final[Mapping[str, str]] = {
     "kb_ingest_markets": "Markets known.",
     "kb_ingest_left_out_markets": "Markets for which no connection has room.",
     "kb_ingest_buffered_bytes": "Bytes waiting for Kafka's acknowledgement.",
+    "kb_ingest_spool_bytes": "Bytes on the disk, waiting for Kafka.",
+    "kb_ingest_spooled_total": "Records that went over the disk, since Kafka was away or slow.",
     "kb_deduplicator_frames_total": "Records read from the raw topic.",
     "kb_deduplicator_snapshots_total": "BookSnapshot events written.",
     "kb_deduplicator_deltas_total": "BookDelta events written.",

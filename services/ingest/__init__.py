@@ -4,9 +4,10 @@ Reads: the exchange's websocket (order books, trades, tickers, lifecycle) and it
 Writes: kalshi.raw.v1 alone: every frame verbatim with its provenance, and where a connection could not vouch for a market (a hole
 in a sid's seq, a lost connection, a dead subscription) a BREAK under that market's key, before anything that came after.
 Guarantees: frames of a connection stand in the topic in order of receipt; nothing received is left out, also not what cannot be
-parsed; a loss is never unsaid. While Kafka is away frames wait in memory (KB_BUFFER_BYTES), then the sockets are not read, and
-the exchange cuts them: that is a BREAK too (broker_outage). A killed process says no BREAK; its next generation shows.
+parsed; a loss is never unsaid. While Kafka is away frames wait on the disk (KB_SPOOL), and are delivered in order and once, by
+the next life of the process if this one is killed. Where there is no room left every market gets a BREAK (broker_outage) and
+is captured anew when there is. A killed process says no BREAK; its next generation shows.
 On SIGTERM: stops reading, breaks every market held, closes its sockets with 1000, flushes, exits 0.
 Scale: one process takes one core. More of them, each with its own KB_GATHERER, capture the same markets once more.
-State: none; the exchange tells everything again.
+State: what the spool holds. All else the exchange tells again.
 """

@@ -1,12 +1,11 @@
 """One websocket to the exchange, opened again as often as it ends: the I/O around `kalshibook_core.kalshi.session`.
 
-Backpressure: a frame is taken from the socket only while the producer has room. Past its bound the socket is not read, the
-exchange cuts it in the end, and the breaks that follow say broker_outage.
+The socket is read whatever the broker does: the outbox takes every record. Where that is full, the connection says its breaks
+(broker_outage) and closes, and opens again when there is room: what came first is kept.
 """
 
 import asyncio
 import logging
-import math
 import random
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
@@ -17,25 +16,18 @@ import structlog
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
 
-from kalshibook_core.kafka import topics
-from kalshibook_core.kafka.producer import Producer
 from kalshibook_core.kalshi.messages import Lifecycle
 from kalshibook_core.kalshi.session import Session
 from kalshibook_core.runtime import clock, logs
 from kalshibook_core.wire import codec
 from kalshibook_core.wire.events import Cause, RawFrame
+from services.ingest.outbox import Outbox
 from services.ingest.pace import Pace, backoff
 from services.ingest.rest import date_skew_us, refusal
 from services.ingest.settings import Settings
 
 LARGEST_FRAME: Final = 4 * 1024 * 1024
 TICK_SECONDS: Final = 0.5
-STALL_SECONDS: Final = 1.0
-"""Standing still for the broker longer than this may be why the exchange cuts us."""
-
-EXCUSE_SECONDS: Final = 60.0
-"""For so long after such a stall it is taken to be the reason."""
-
 _log = structlog.get_logger()
 _wire_log = logging.getLogger("websockets.ingest")
 _wire_log.setLevel(logging.WARNING)  # at debug the library writes every header, the signature among them
@@ -48,7 +40,7 @@ class Connection:
         self,
         number: int,
         settings: Settings,
-        producer: Producer,
+        outbox: Outbox,
         counts: Counter[str],
         rng: random.Random,
         *,
@@ -59,7 +51,7 @@ class Connection:
         self.number = number
         self.markets: dict[str, int | None] = {}
         self._settings = settings
-        self._producer = producer
+        self._outbox = outbox
         self._counts = counts
         self._rng = rng
         self._on_lifecycle = on_lifecycle
@@ -70,8 +62,6 @@ class Connection:
         self._commands: deque[bytes] = deque()
         self._to_send = asyncio.Event()
         self._ended: asyncio.Future[str] | None = None
-        self._stalling = False
-        self._stalled_at = -math.inf
 
     @property
     def connected(self) -> bool:
@@ -108,7 +98,8 @@ class Connection:
             if not stop.is_set():
                 await _either(stop, backoff(self._failures, self._rng))
                 self._failures += 1
-                await self._producer.room()  # while Kafka is away a new generation would only be cut as well
+                while self._outbox.full and not stop.is_set():  # a new generation would only be broken off as well
+                    await _either(stop, TICK_SECONDS)
 
     async def _open(self) -> ClientConnection | None:
         """Shake hands, signing anew; None where that failed, which is told."""
@@ -177,9 +168,7 @@ class Connection:
                 for task in running:
                     task.cancel()
         finally:
-            # Also where the process is about to fail: what the producer holds is still delivered if Kafka is there.
-            if self._excused and not stop.is_set():
-                cause = Cause.BROKER_OUTAGE
+            # Also where the process is about to fail: what the outbox holds is still delivered if Kafka is there.
             session.connection_lost(cause, clock.now_us())
             self._publish(session)
             self._session = None
@@ -190,9 +179,8 @@ class Connection:
         await socket.close()
 
     async def _read(self, socket: ClientConnection) -> None:
-        session, producer, counts = self._session, self._producer, self._counts
+        session, outbox, counts = self._session, self._outbox, self._counts
         assert session is not None
-        high = self._settings.buffer_bytes
         receive, take, now_us = socket.recv, session.receive_frame, clock.now_us
         try:
             while True:
@@ -202,15 +190,15 @@ class Connection:
                 self._publish(session)
                 if session.stirred:
                     self._hand_over()
-                if producer.buffered > high:
-                    await self._stall()
+                if outbox.full:
+                    return self._end(Cause.BROKER_OUTAGE)
         except ConnectionClosed:
             self._end(Cause.DISCONNECT)
 
     def _publish(self, session: Session[RawFrame]) -> None:
-        add, encode = self._producer.add, codec.encode
+        add, encode = self._outbox.add, codec.encode
         for record in session.records_to_publish():
-            add(topics.RAW, record.market_ticker.encode(), encode(record), record.recv_us // 1000)
+            add(record.market_ticker.encode(), encode(record), record.recv_us // 1000)
 
     def _hand_over(self) -> None:
         """Take from the session whatever is not a frame's own record."""
@@ -255,33 +243,12 @@ class Connection:
             self._hand_over()
             if self._session.settled:
                 self._failures = 0
-            if self._excused:
-                socket.heard_at = clock.monotonic()  # nothing is heard while nothing is read
-            elif clock.monotonic() - socket.heard_at > self._settings.silence_seconds:
+            if clock.monotonic() - socket.heard_at > self._settings.silence_seconds:
                 self._end(Cause.SILENT_SOCKET)
 
     async def _until(self, stop: asyncio.Event) -> None:
         await stop.wait()
         self._end(Cause.DISCONNECT)
-
-    async def _stall(self) -> None:
-        """Wait for the broker, with the socket unread."""
-        try:
-            async with asyncio.timeout(STALL_SECONDS):
-                await self._producer.room()
-            return
-        except TimeoutError:
-            self._tell("broker_stalls", buffered=self._producer.buffered)
-        self._stalling = True
-        try:
-            await self._producer.room()
-        finally:
-            self._stalling = False
-            self._stalled_at = clock.monotonic()
-
-    @property
-    def _excused(self) -> bool:
-        return self._stalling or clock.monotonic() - self._stalled_at < EXCUSE_SECONDS
 
     def _end(self, cause: str) -> None:
         if self._ended is not None and not self._ended.done():

@@ -10,13 +10,12 @@ from typing import Final
 
 import structlog
 
-from kalshibook_core.kafka import topics
-from kalshibook_core.kafka.producer import Producer
 from kalshibook_core.kalshi.messages import Lifecycle, UnparsableFrame
 from kalshibook_core.runtime import clock, logs
 from kalshibook_core.wire import codec
 from kalshibook_core.wire.events import Cause, RawFrame, RawKind
 from services.ingest.connection import Connection
+from services.ingest.outbox import Outbox
 from services.ingest.pace import backoff
 from services.ingest.plan import Limits, plan
 from services.ingest.registry import Registry
@@ -39,12 +38,12 @@ _log = structlog.get_logger()
 class Gatherer:
     """See the module."""
 
-    def __init__(self, settings: Settings, producer: Producer, rest: Rest, counts: Counter[str], rng: random.Random) -> None:
+    def __init__(self, settings: Settings, outbox: Outbox, rest: Rest, counts: Counter[str], rng: random.Random) -> None:
         """Make a gatherer that knows no market and has no connection."""
         self.connections: dict[int, Connection] = {}
         self.registry = Registry()
         self._settings = settings
-        self._producer = producer
+        self._outbox = outbox
         self._rest = rest
         self._counts = counts
         self._rng = rng
@@ -113,7 +112,7 @@ class Gatherer:
         self.connections[number] = Connection(
             number,
             self._settings,
-            self._producer,
+            self._outbox,
             self._counts,
             self._rng,
             on_lifecycle=self._hear if first else None,
@@ -204,7 +203,7 @@ class Gatherer:
             if news is not None:
                 self._publish(answer, *news)
         self._changed.set()
-        await self._producer.room()
+        await self._outbox.room()
         return seen
 
     def _publish(self, answer: Answer, ticker: str, payload: bytes) -> None:
@@ -213,7 +212,7 @@ class Gatherer:
         record = RawFrame(
             RawKind.REST, self._settings.gatherer, -1, 0, "", -1, -1, False, ticker, answer.at_us, clock_us, answer.path, payload
         )
-        self._producer.add(topics.RAW, ticker.encode(), codec.encode(record), answer.at_us // 1000)
+        self._outbox.add(ticker.encode(), codec.encode(record), answer.at_us // 1000)
 
     def _tell(self, kind: str, why: str) -> None:
         self._counts[kind] += 1

@@ -1,6 +1,6 @@
 """The gatherer as a process: what is opened, in which order, and what is counted.
 
-Closing is the reverse: connections say their breaks and close (1000), then the producer delivers what it holds.
+Closing is the reverse: connections say their breaks and close (1000), then the outbox delivers what it holds.
 """
 
 import asyncio
@@ -11,10 +11,9 @@ from typing import Final
 
 import structlog
 
-from kalshibook_core.kafka import admin
-from kalshibook_core.kafka.producer import Producer
 from kalshibook_core.runtime import health
 from services.ingest.gatherer import Gatherer
+from services.ingest.outbox import Outbox
 from services.ingest.rest import Rest
 from services.ingest.settings import Settings
 
@@ -26,9 +25,6 @@ COUNTED: Final = (
 )  # fmt: skip
 """What only grows; each is a metric kb_ingest_<name>_total."""
 
-OUTAGE_SECONDS: Final = 86_400.0
-"""How long Kafka may be away before the process gives up; until then the sockets stand and the frames wait."""
-
 _log = structlog.get_logger()
 
 
@@ -36,21 +32,23 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     """Capture until `stop` is set, then finish what was received."""
     counts: Counter[str] = Counter()
     rng = random.Random()
-    await admin.ensure_topics(settings.cluster)
     async with (
-        Producer(settings.cluster, max_buffered=settings.buffer_bytes, delivery_seconds=OUTAGE_SECONDS) as producer,
+        Outbox(settings.cluster, settings.spool, settings.gatherer, settings.buffer_bytes) as outbox,
         Rest(settings.rest_url, settings.credentials, settings.requests_per_second, rng, counts) as rest,
     ):
-        gatherer = Gatherer(settings, producer, rest, counts, rng)
+        gatherer = Gatherer(settings, outbox, rest, counts, rng)
 
-        def counters() -> Mapping[str, int]:
+        def counters() -> Mapping[str, int | str]:
             return {f"{name}_total": counts[name] for name in COUNTED} | {
                 "frames_total": sum(counts[name] for name in COUNTED if name.endswith("_frames")),
                 "connections": sum(connection.connected for connection in gatherer.connections.values()),
                 "subscriptions": gatherer.captured,
                 "markets": len(gatherer.registry.markets),
                 "left_out_markets": counts["left_out"],
-                "buffered_bytes": producer.buffered,
+                "buffered_bytes": outbox.buffered,
+                "spool_bytes": outbox.spool_bytes,
+                "spooled_total": outbox.spooled,
+                "broker": outbox.state,
             }
 
         async with health.serve(

@@ -12,11 +12,16 @@ KB_MARKET_STATUSES       REST statuses of the markets to capture (open,unopened)
 KB_RECONCILE_SECONDS     how often the list of markets is read anew (300)
 KB_REQUESTS_PER_SECOND   REST requests a second at most (10)
 KB_COMMANDS_PER_SECOND   websocket commands a second and connection at most (100)
-KB_BUFFER_BYTES          frames kept in memory while Kafka is away (268435456)
+KB_BUFFER_BYTES          frames kept in memory while Kafka is away or slow (268435456)
+KB_SPOOL                 folder for the frames that come while Kafka is away, in one of the gatherer's name (none: memory only)
+KB_SPOOL_BYTES           the most it may hold; past that every market is broken (broker_outage) until half is free (4294967296)
+KB_SPOOL_SYNC            what a power cut may take of it: never (what the operating system had not written), interval (a second),
+                         always (a twentieth of a second) (interval)
 KB_SILENCE_SECONDS       without a frame or a ping for so long, a connection counts as dead (30)
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from kalshibook_core.kafka.cluster import Cluster
@@ -31,6 +36,18 @@ HOSTS: Final = {
 """Kalshi docs, "API environments"."""
 
 STATUSES: Final = frozenset({"unopened", "open", "paused", "closed", "settled"})
+
+
+SYNCS: Final = ("never", "interval", "always")
+
+
+@dataclass(frozen=True, slots=True)
+class SpoolSettings:
+    """Where frames wait for a broker that is away, how many bytes of them, and how they are brought to the disk (SYNCS)."""
+
+    folder: Path
+    limit_bytes: int = 4 * 1024**3
+    sync: str = "interval"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +67,7 @@ class Settings:
     commands_per_second: float = 100
     buffer_bytes: int = 256 * 1024 * 1024
     silence_seconds: float = 30
+    spool: SpoolSettings | None = None
     health_host: str = "127.0.0.1"
     health_port: int = 0
 
@@ -74,6 +92,7 @@ def from_env(env: Environment) -> Settings:
         commands_per_second=settings.seconds(env, "KB_COMMANDS_PER_SECOND", 100, minimum=1),
         buffer_bytes=settings.integer(env, "KB_BUFFER_BYTES", 256 * 1024 * 1024, minimum=1024 * 1024),
         silence_seconds=settings.seconds(env, "KB_SILENCE_SECONDS", 30, minimum=1),
+        spool=_spool(env),
         health_host=settings.health_host(env),
         health_port=settings.health_port(env),
     )
@@ -85,6 +104,13 @@ def _credentials(env: Environment) -> signing.Credentials:
         return signing.Credentials(key_id, signing.load_private_key(settings.file(env, "KALSHI_PRIVATE_KEY_PATH").read_bytes()))
     except (signing.UnusableKey, OSError) as error:
         raise ConfigurationError(f"KALSHI_PRIVATE_KEY_PATH: {error}") from error
+
+
+def _spool(env: Environment) -> SpoolSettings | None:
+    sync = settings.one_of(env, "KB_SPOOL_SYNC", SYNCS, "interval")
+    limit = settings.integer(env, "KB_SPOOL_BYTES", 4 * 1024**3, minimum=1024 * 1024)
+    folder = settings.text(env, "KB_SPOOL", "")
+    return SpoolSettings(Path(folder).expanduser(), limit, sync) if folder else None
 
 
 def _url(env: Environment, name: str, default: str, schemes: tuple[str, ...]) -> str:

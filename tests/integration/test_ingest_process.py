@@ -12,7 +12,6 @@ from pathlib import Path
 import httpx
 import orjson
 import pytest
-import structlog
 
 from kalshibook_core.kafka import admin, topics
 from kalshibook_core.kafka.cluster import Cluster
@@ -20,10 +19,8 @@ from kalshibook_core.kafka.consumer import Consumer
 from kalshibook_core.kalshi import signing
 from kalshibook_core.wire.events import RawFrame
 from kalshibook_tools import simulator
-from kalshibook_tools.stack import External, local_stack
 from tests.integration import test_ingest_capture as capture_tests
 from tests.integration.test_ingest_capture import BOOK, TRADE, Capture, capturing
-from tests.support.parts import Parts
 
 pytestmark = pytest.mark.stack
 
@@ -207,37 +204,3 @@ async def test_rest_that_refuses_for_a_while_is_asked_again(cluster: Cluster, tm
             await capture.begun()
             rest: list[RawFrame] = [r for r in capture.records if r.kind == "REST"]
             assert {r.market_ticker for r in rest} >= capture.tickers and BOOK in {r.channel for r in capture.records}
-
-
-async def test_while_the_broker_is_away_nothing_is_lost_and_the_cut_says_why(parts: Parts, tmp_path: Path) -> None:
-    """The broker stands still, the buffer fills, the socket is not read, the exchange cuts it: breaks that say broker_outage."""
-    others = External(None, parts.postgres, parts.redis)
-    async with local_stack(tmp_path / "stack", external=others, kafka_heap="384m") as stack:
-        broker = stack.processes["kafka"].pid
-        assert broker is not None
-        cluster = Cluster(stack.addresses.kafka)
-        small = {"buffer_bytes": 150_000, "silence_seconds": 30.0}
-        async with capturing(cluster, tmp_path / "keys", change=lambda settings: replace(settings, **small)) as capture:
-            await capture.begun()
-            os.kill(broker, signal.SIGSTOP)
-            try:
-                await stalled()
-                capture.exchange.inject(kind="reset")
-            finally:
-                os.kill(broker, signal.SIGCONT)
-            markets = set(capture.tickers)
-            await capture.until(lambda: capture_tests.broken(capture, "broker_outage") >= markets, "a break of every book")
-            await capture.until(lambda: len({r.generation for r in capture.of("FRAME")}) == 2, "a new generation")
-        capture_tests.assert_contiguous(capture)
-        by_generation: dict[int, list[int]] = {}
-        for r in capture.of("FRAME"):
-            by_generation.setdefault(r.generation, []).append(r.seq)
-        assert all(sorted(seqs) == list(range(min(seqs), max(seqs) + 1)) for seqs in by_generation.values())
-
-
-async def stalled() -> None:
-    """Wait until the gatherer of this process has told that it waits for the broker."""
-    with structlog.testing.capture_logs() as said:
-        async with asyncio.timeout(60):
-            while not any(each["event"] == "broker_stalls" for each in said):  # noqa: ASYNC110  (a log line is all there is)
-                await asyncio.sleep(0.05)
