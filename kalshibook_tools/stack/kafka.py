@@ -63,8 +63,8 @@ def cluster_id(chosen: uuid.UUID) -> str:
 def program(home: Path, java: Path, jars: Path, port: int, controller: int, *, heap: str) -> Program:
     """Return the broker for two ports. `heap` is the JVM's limit, such as "1g"."""
     (home / "kafka" / "server.properties").write_text(_SETTINGS.format(port=port, controller=controller, log="log"))
-    # Measured on two cores. SerialGC: a quarter less CPU a message than G1, and 100 MB less memory. No C2: as much CPU a message at
-    # 10,000 frames/s, two seconds less until warm, and 40 MB less memory.
+    # Measured on two cores. SerialGC: a quarter less CPU a message than G1, 100 MB less memory. No C2: the same CPU a message,
+    # two seconds of it less until warm, and 40 MB less memory.
     options = ["-Xms256m", f"-Xmx{heap}", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
     return _java(home, "kafka", [java, *options], jars, ["kafka.Kafka", "server.properties"])
 
