@@ -1,9 +1,12 @@
 """One gatherer: what markets there are (REST and lifecycle), which connection captures which, and the connections.
 
-Nothing waits for the REST list: every page of it, and every lifecycle frame, is acted on at once.
+Nothing waits for the REST list: every page of it, and every lifecycle frame, is acted on at once. The whole list is read at the
+first start and then so seldom that it takes a twentieth of the time at most; between, and after a restart that finds the registry
+on disk, only what the exchange says has changed.
 """
 
 import asyncio
+import itertools
 import random
 from collections import Counter
 from typing import Final
@@ -14,10 +17,12 @@ from kalshibook_core.kalshi.messages import Lifecycle, UnparsableFrame
 from kalshibook_core.runtime import clock, logs
 from kalshibook_core.wire import codec
 from kalshibook_core.wire.events import Cause, RawFrame, RawKind
+from services.ingest import catalogue
+from services.ingest.catalogue import Extent
 from services.ingest.connection import Connection
 from services.ingest.outbox import Outbox
 from services.ingest.pace import backoff
-from services.ingest.plan import Limits, plan
+from services.ingest.plan import Limits, Plan
 from services.ingest.registry import Registry
 from services.ingest.rest import Answer, Refused, Rest
 from services.ingest.settings import Settings
@@ -30,7 +35,18 @@ LOOKUP: Final = 50
 
 LOOKUP_TRIES: Final = 12
 PLAN_SECONDS: Final = 0.02
+PLAN_SLICE: Final = 2000
+"""Markets planned before frames get their turn again."""
+
 REPLAN_SECONDS: Final = 5.0
+FULL_SHARE: Final = 20
+MARGIN_S: Final = 60
+"""How far before the last reading the next one asks for changes: the exchange's own machines may lag each other."""
+
+MOST_MARKETS: Final = 3_000_000
+"""More than that is no list of markets but an answer without end."""
+
+SHOWN: Final = 20
 
 _log = structlog.get_logger()
 
@@ -42,13 +58,13 @@ class Gatherer:
         """Make a gatherer that knows no market and has no connection."""
         self.connections: dict[int, Connection] = {}
         self.registry = Registry()
+        self._extent = Extent(settings.rest_url, settings.statuses, 0)
         self._settings = settings
         self._outbox = outbox
         self._rest = rest
         self._counts = counts
         self._rng = rng
-        self._placed: dict[str, int] = {}
-        self._limits = Limits(settings.connections, settings.subscriptions_per_connection)
+        self._plan = Plan(Limits(settings.connections, settings.subscriptions_per_connection))
         self._changed = asyncio.Event()
         self._missed = asyncio.Event()
         self._lookups: dict[str, tuple[float, int]] = {}  # ticker -> (not before, failures)
@@ -68,10 +84,25 @@ class Gatherer:
     @property
     def captured(self) -> int:
         """How many markets are placed on connections."""
-        return len(self._placed)
+        return len(self._plan.placed)
+
+    @property
+    def left_out(self) -> str:
+        """Which markets are not captured, and why; "" when all are."""
+        left = self._plan.left_out
+        if not left:
+            return ""
+        some = ", ".join(itertools.islice(left, SHOWN))
+        return f"no place on {self._settings.connections} x {self._settings.subscriptions_per_connection}: {len(left)} ({some})"
 
     async def run(self, stop: asyncio.Event) -> None:
         """Capture until `stop` is set; then return when every connection has said its breaks and is closed."""
+        if self._settings.registry is not None:
+            found = catalogue.load(self._settings.registry, self._settings.rest_url, self._settings.statuses)
+            if found is not None:
+                self.registry, self._extent = found
+                _log.info("registry_restored", markets=len(self.registry.markets))
+                self._changed.set()
         async with asyncio.TaskGroup() as tasks:
             self._connect(0, tasks, stop)
             background = [tasks.create_task(part) for part in (self._steer(tasks, stop), self._sync(), self._look_up())]
@@ -84,28 +115,36 @@ class Gatherer:
     async def _steer(self, tasks: asyncio.TaskGroup, stop: asyncio.Event) -> None:
         while True:
             try:
-                async with asyncio.timeout(REPLAN_SECONDS):  # time alone changes what is wanted: see Registry.wanted
+                async with asyncio.timeout(REPLAN_SECONDS):  # time alone changes what is wanted: see Registry.stirred
                     await self._changed.wait()
             except TimeoutError:
-                self.registry.forget(clock.now_us())
+                pass
             self._changed.clear()
-            began = clock.monotonic()
-            wanted = self.registry.wanted(clock.now_us())
-            changes = plan(wanted, self._placed, self._limits)
-            self._counts["left_out"] = changes.left_out
-            for number, tickers in changes.unsubscribe.items():
-                self.connections[number].release([ticker for ticker in tickers if ticker not in wanted])
-                self.connections[number].release([ticker for ticker in tickers if ticker in wanted], Cause.NOT_SUBSCRIBED)
-                for ticker in tickers:
-                    del self._placed[ticker]
-            for number, tickers in changes.subscribe.items():
-                if number not in self.connections:
-                    self._connect(number, tasks, stop)
-                self.connections[number].place({ticker: self.registry.markets[ticker].skew_us for ticker in tickers})
-                self._placed.update(dict.fromkeys(tickers, number))
-            await asyncio.sleep(
-                max(PLAN_SECONDS, 10 * (clock.monotonic() - began))
-            )  # with very many markets, a tenth of the core
+            stirred = self.registry.stirred(clock.now_us())
+            for start in range(0, len(stirred), PLAN_SLICE):
+                self._replan(stirred[start : start + PLAN_SLICE], tasks, stop)
+                await asyncio.sleep(0)
+            self._counts["left_out"] = len(self._plan.left_out)
+            if self._plan.left_out and logs.once_a_minute("left_out"):
+                _log.warning("left_out", why=self.left_out, do="raise KB_CONNECTIONS, or let another gatherer capture them")
+            await asyncio.sleep(PLAN_SECONDS)
+
+    def _replan(self, tickers: list[str], tasks: asyncio.TaskGroup, stop: asyncio.Event) -> None:
+        now_us = clock.now_us()
+        for ticker in tickers:
+            rank = self.registry.rank(ticker, now_us)
+            if rank is None:
+                self._plan.drop(ticker)
+            else:
+                self._plan.want(ticker, rank)
+        changes = self._plan.changes()
+        for number, gone in changes.unsubscribe.items():
+            self.connections[number].release([ticker for ticker in gone if ticker not in changes.ousted])
+            self.connections[number].release([ticker for ticker in gone if ticker in changes.ousted], Cause.NOT_SUBSCRIBED)
+        for number, come in changes.subscribe.items():
+            if number not in self.connections:
+                self._connect(number, tasks, stop)
+            self.connections[number].place({ticker: self.registry.markets[ticker].skew_us for ticker in come})
 
     def _connect(self, number: int, tasks: asyncio.TaskGroup, stop: asyncio.Event) -> None:
         first = number == 0
@@ -131,22 +170,30 @@ class Gatherer:
         self._changed.set()
 
     async def _sync(self) -> None:
-        """Read the whole list, then again every so often, and at once where lifecycle frames were missed."""
+        """Read the whole list or what has changed in it, again and again, and at once where lifecycle frames were missed."""
+        requests = len(self.registry.markets) / PAGE
+        full_due = clock.monotonic()
+        if self._extent.since_s:
+            full_due += FULL_SHARE * max(self._extent.full_took, requests / self._settings.requests_per_second)
+        number = 0
         while True:
             self._missed.clear()
-            listed: set[str] = set()
-            for status in self._settings.statuses:
-                cursor = ""
-                while True:
-                    answer = await self._get(limit=str(PAGE), status=status, cursor=cursor)
-                    if answer is None:
-                        break
-                    listed |= await self._read(answer)
-                    cursor = answer.body.get("cursor") or ""
-                    if not cursor:
-                        break
-            for ticker in set(self.registry.running()) - listed:
-                self._lookups.setdefault(ticker, (0.0, 0))  # not in the list any more: what became of it?
+            began, since_s, took = clock.monotonic(), self._exchange_s(), self._extent.full_took
+            if began >= full_due:
+                number += 1
+                whole = all([await self._list(number, status=status) for status in self._settings.statuses])
+                took = clock.monotonic() - began
+                if whole:
+                    full_due = clock.monotonic() + FULL_SHARE * took
+                    for ticker in self.registry.unlisted(number):
+                        self._lookups.setdefault(ticker, (0.0, 0))  # not in the list any more: what became of it?
+                _log.info("list_read", markets=len(self.registry.markets), seconds=round(took, 1), whole=whole)
+            else:
+                whole = await self._list(0, min_updated_ts=str(self._extent.since_s - MARGIN_S))
+            if whole:
+                self._extent = Extent(self._settings.rest_url, self._settings.statuses, since_s, took)
+                if self._settings.registry is not None:
+                    await catalogue.save(self._settings.registry, self._extent, self.registry, self._outbox.safe)
             self._asked.set()
             self._synced = True
             try:
@@ -154,6 +201,25 @@ class Gatherer:
                     await self._missed.wait()
             except TimeoutError:
                 continue
+
+    def _exchange_s(self) -> int:
+        return (clock.now_us() + (self._rest.skew_us or 0)) // 1_000_000
+
+    async def _list(self, number: int, **query: str) -> bool:
+        """Read a list to its end; return whether there was one."""
+        cursor = ""
+        while True:
+            answer = await self._get(limit=str(PAGE), cursor=cursor, **query)
+            if answer is None:
+                return False
+            await self._read(answer, number)
+            following = answer.body.get("cursor") or ""
+            if not following:
+                return True
+            if following == cursor or type(following) is not str or len(self.registry.markets) > MOST_MARKETS:
+                self._tell("rest_endless", f"GET {answer.path}: the list has no end; {len(self.registry.markets)} markets so far")
+                return False
+            cursor = following
 
     async def _look_up(self) -> None:
         """Ask for single markets. One that was `created` a moment ago may be unknown to REST (Kalshi docs): ask again, later."""
@@ -190,12 +256,12 @@ class Gatherer:
             return None
         return answer
 
-    async def _read(self, answer: Answer) -> set[str]:
+    async def _read(self, answer: Answer, number: int = 0) -> set[str]:
         """Take a page; publish what is new in it. Return the tickers it has."""
         seen = set()
         for body in answer.body["markets"]:
             try:
-                news = self.registry.read(body, answer.skew_us, answer.at_us)
+                news = self.registry.read(body, answer.skew_us, answer.at_us, number)
             except UnparsableFrame as error:
                 self._tell("rest_unparsable", str(error))
                 continue

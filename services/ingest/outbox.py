@@ -76,7 +76,7 @@ class Outbox:
         self._refusal: KafkaFault | None = None
         self._left = False
         self._name = gatherer.encode()
-        self._acked_at = 0.0
+        self._silent = 0.0  # seconds without an acknowledgement in which one could have been heard
 
     async def __aenter__(self) -> Self:
         if self._settings is not None:
@@ -241,11 +241,12 @@ class Outbox:
     async def _carry(self, producer: Producer) -> None:
         """Watch over what goes straight, and carry on what is spooled, until everything is delivered at the end."""
         deadline: float | None = None
+        now = clock.monotonic()
         while True:
-            now = clock.monotonic()
-            if producer.buffered == 0:
-                self._acked_at = now
-            answering = now - self._acked_at < STALL_SECONDS
+            before, now = now, clock.monotonic()
+            # Time in which this process was busy with something else says nothing about the broker.
+            self._silent = self._silent + min(now - before, 2 * TICK_SECONDS) if producer.buffered else 0.0
+            answering = self._silent < STALL_SECONDS
             if self._spool is not None:
                 if self._direct and not answering:
                     self._spill()
@@ -289,7 +290,7 @@ class Outbox:
             _log.warning("broker_away", why=why, do="frames go to the spool until it answers")
 
     def _on_acked(self, partition: int, records: int, next_offset: int) -> None:
-        self._acked_at = clock.monotonic()
+        self._silent = 0.0
         if self._spool is not None:
             forget = self._unacked[partition].popleft
             for _ in range(records):

@@ -1,9 +1,14 @@
 """Which markets there are, as told by REST and by lifecycle frames, and which of them are to be captured. No I/O.
 
-Bounded by the exchange's own number of markets: one that has ended is forgotten after `FORGET_US`.
+Made for a million of them: a market is a few words (its definition travels on verbatim, only a digest of it stays), and a change
+costs what that market costs: `stirred` names those whose `rank` may be another than before, whether something was said of them
+or their time has come. Bounded by the exchange's own number of markets: one that has ended is forgotten after `FORGET_US`.
 """
 
 import hashlib
+import heapq
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -20,7 +25,9 @@ PATIENCE_US: Final = 100_000
 
 FORGET_US: Final = 3_600_000_000
 
-Rank = tuple[bool, int, int, str]
+Rank = tuple[bool, int, int]
+"""The lowest first: active ones, then by what happens soonest, then by volume, which counts by its doublings: where there are
+more markets than places, a few more contracts are no reason to give a market up for another."""
 
 
 @dataclass(slots=True)
@@ -32,9 +39,10 @@ class Known:
     occurrence_us: int = 0
     volume: int = 0
     skew_us: int | None = None
-    digest: bytes = b""
+    digest: int = 0
     ended_us: int | None = None
     settled: bool = False  # said so by a lifecycle frame
+    listed: int = 0  # the last full list that had it
 
 
 class Registry:
@@ -43,18 +51,24 @@ class Registry:
     def __init__(self) -> None:
         """Know nothing."""
         self.markets: dict[str, Known] = {}
+        self._stirred: dict[str, None] = {}
+        self._later: list[tuple[int, str]] = []  # a heap: when to look at a market again
 
-    def read(self, body: Any, skew_us: int | None, now_us: int) -> tuple[str, bytes] | None:
+    def read(self, body: Any, skew_us: int | None, now_us: int, listed: int = 0) -> tuple[str, bytes] | None:
         """Take a REST market object; return (ticker, its JSON) where it says anything new. Raises UnparsableFrame."""
         market = markets.parse_market(body)
         known = self._known(market.ticker, now_us)
-        known.status, known.occurrence_us, known.volume = market.status, market.occurrence_us, market.volume
+        known.listed = max(known.listed, listed)
+        payload = orjson.dumps(body)
+        digest = int.from_bytes(hashlib.blake2b(payload, digest_size=8).digest())
         if known.skew_us is None:
             known.skew_us = skew_us
+        elif digest == known.digest:
+            return None
+        self._stirred[market.ticker] = None
+        known.status, known.occurrence_us, known.volume = sys.intern(market.status), market.occurrence_us, market.volume
         if market.status in markets.ENDED:
-            known.ended_us = known.ended_us or now_us
-        payload = orjson.dumps(body)
-        digest = hashlib.blake2b(payload, digest_size=16).digest()
+            self._ended(market.ticker, known, now_us)
         if digest == known.digest:
             return None
         known.digest = digest
@@ -65,8 +79,10 @@ class Registry:
         if not event.market_ticker:
             return False
         known = self._known(event.market_ticker, now_us)
+        if known.skew_us is None:
+            heapq.heappush(self._later, (known.since_us + PATIENCE_US, event.market_ticker))
         if event.event_type in markets.ENDED:
-            known.ended_us = known.ended_us or now_us
+            self._ended(event.market_ticker, known, now_us)
             known.settled |= event.event_type == "settled"
         return True
 
@@ -75,34 +91,77 @@ class Registry:
         known = self.markets.get(ticker)
         if known is not None and known.skew_us is None:
             known.skew_us = skew_us
+            self._stirred[ticker] = None
 
     def behind(self, ticker: str) -> bool:
         """Return whether REST's last word on a market is older than its settlement (it lags by a second or so)."""
         known = self.markets.get(ticker)
         return known is not None and known.settled and known.status not in ("settled", "finalized")
 
-    def wanted(self, now_us: int) -> dict[str, Rank]:
-        """Return the markets to capture with their rank: active ones first, then by what happens soonest, then by volume."""
-        return {
-            ticker: (known.status != "active", known.occurrence_us or _NEVER_US, -known.volume, ticker)
-            for ticker, known in self.markets.items()
-            if (known.ended_us is None or now_us < known.ended_us + LINGER_US)
-            and (known.skew_us is not None or now_us >= known.since_us + PATIENCE_US)
-            and known.ended_us != known.since_us  # it had ended before we heard of it
-        }
+    def stirred(self, now_us: int) -> list[str]:
+        """Return the markets whose rank may have changed since the last call; forget those that ended long ago."""
+        while self._later and self._later[0][0] <= now_us:
+            ticker = heapq.heappop(self._later)[1]
+            known = self.markets.get(ticker)
+            if known is not None and known.ended_us is not None and now_us > known.ended_us + FORGET_US:
+                del self.markets[ticker]
+            self._stirred[ticker] = None
+        out, self._stirred = list(self._stirred), {}
+        return out
 
-    def running(self) -> list[str]:
-        """Return the markets that have not ended, as far as is known."""
-        return [ticker for ticker, known in self.markets.items() if known.ended_us is None]
+    def rank(self, ticker: str, now_us: int) -> Rank | None:
+        """Return a market's rank if it is to be captured."""
+        known = self.markets.get(ticker)
+        if (
+            known is None
+            or (known.ended_us is not None and now_us >= known.ended_us + LINGER_US)
+            or (known.skew_us is None and now_us < known.since_us + PATIENCE_US)
+            or known.ended_us == known.since_us  # it had ended before we heard of it
+        ):
+            return None
+        return (known.status != "active", known.occurrence_us or _NEVER_US, -known.volume.bit_length())
 
-    def forget(self, now_us: int) -> None:
-        """Forget what ended long ago."""
-        old = [t for t, known in self.markets.items() if known.ended_us is not None and now_us > known.ended_us + FORGET_US]
-        for ticker in old:
-            del self.markets[ticker]
+    def unlisted(self, listed: int) -> list[str]:
+        """Return the markets that have not ended as far as is known, but are not in the full list of that number."""
+        return [ticker for ticker, known in self.markets.items() if known.ended_us is None and known.listed < listed]
+
+    # On disk.
+
+    def dump(self, lines: int = 5000) -> Iterator[bytes]:
+        """Yield all markets as JSON lines, so many at a time; what changes meanwhile is in it or not."""
+        tickers = list(self.markets)
+        for start in range(0, len(tickers), lines):
+            rows = ((ticker, self.markets.get(ticker)) for ticker in tickers[start : start + lines])
+            yield b"".join(
+                orjson.dumps([t, k.since_us, k.status, k.occurrence_us, k.volume, k.digest, k.ended_us, k.settled]) + b"\n"
+                for t, k in rows
+                if k is not None
+            )
+
+    def load(self, line: bytes) -> None:
+        """Take one line of `dump`. Raises ValueError."""
+        ticker, since_us, status, occurrence_us, volume, digest, ended_us, settled = orjson.loads(line)
+        known = Known(since_us, sys.intern(status), occurrence_us, volume, None, digest, ended_us, settled)
+        self.markets[ticker] = known
+        self._stirred[ticker] = None
+        if ended_us is not None:
+            self._remind(ticker, ended_us)
 
     def _known(self, ticker: str, now_us: int) -> Known:
-        return self.markets.setdefault(ticker, Known(now_us))
+        known = self.markets.get(ticker)
+        if known is None:
+            known = self.markets[ticker] = Known(now_us)
+        return known
+
+    def _ended(self, ticker: str, known: Known, now_us: int) -> None:
+        if known.ended_us is None:
+            known.ended_us = now_us
+            self._stirred[ticker] = None
+            self._remind(ticker, now_us)
+
+    def _remind(self, ticker: str, ended_us: int) -> None:
+        heapq.heappush(self._later, (ended_us + LINGER_US, ticker))
+        heapq.heappush(self._later, (ended_us + FORGET_US + 1, ticker))
 
 
 _NEVER_US: Final = 2**62

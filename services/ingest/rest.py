@@ -7,7 +7,7 @@ import asyncio
 import random
 from collections import Counter
 from email.utils import parsedate_to_datetime
-from typing import Any, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self
 from urllib.parse import urlsplit
 
 import httpx
@@ -17,6 +17,11 @@ import structlog
 from kalshibook_core.kalshi import markets, signing
 from kalshibook_core.runtime import clock, logs
 from services.ingest.pace import Pace, backoff
+
+LARGEST_ANSWER: Final = 64 * 1024 * 1024
+"""A page of 1,000 markets has some 3 MB."""
+
+ANSWER_SECONDS: Final = 60.0
 
 _log = structlog.get_logger()
 
@@ -34,6 +39,10 @@ class Refused(Exception):
     """The exchange will not answer this request however often it is asked."""
 
 
+class TooLarge(Exception):
+    """An answer without end."""
+
+
 class Rest:
     """A client of one exchange."""
 
@@ -45,6 +54,7 @@ class Rest:
         self._pace = Pace(rate)
         self._rng = rng
         self._counts = counts
+        self.skew_us: int | None = None  # the exchange's clock minus the local one, by the last answer of any kind
         self._client = httpx.AsyncClient(timeout=10.0, trust_env=False)
 
     async def __aenter__(self) -> Self:
@@ -74,18 +84,36 @@ class Rest:
         now_us = clock.now_us()
         request.headers.update(self._credentials.headers(now_us // 1000, "GET", asked))
         try:
-            response = await self._client.send(request)
+            async with asyncio.timeout(ANSWER_SECONDS):
+                response = await self._client.send(request, stream=True)
+                try:
+                    content = await _content(response)
+                finally:
+                    await response.aclose()
+            at_us = clock.now_us()
+            skew_us = date_skew_us(response.headers.get("Date"), at_us)
+            self.skew_us = self.skew_us if skew_us is None else skew_us
             if response.status_code == httpx.codes.OK:
-                at_us = clock.now_us()
-                return Answer(asked, orjson.loads(response.content), at_us, date_skew_us(response.headers.get("Date"), at_us))
-        except httpx.HTTPError as error:
+                return Answer(asked, orjson.loads(content), at_us, skew_us)
+        except (httpx.HTTPError, TimeoutError) as error:
             return f"{type(error).__name__}: {error}"
+        except TooLarge:
+            return f"the answer has more than {LARGEST_ANSWER} bytes"
         except orjson.JSONDecodeError:
             return "the answer is not JSON"
         code = response.status_code
         if code in (httpx.codes.UNAUTHORIZED, httpx.codes.TOO_MANY_REQUESTS) or code >= 500:
-            return f"HTTP {code}: {refusal(response.content)}"
-        raise Refused(f"GET {asked}: HTTP {code}: {refusal(response.content)}")
+            return f"HTTP {code}: {refusal(content)}"
+        raise Refused(f"GET {asked}: HTTP {code}: {refusal(content)}")
+
+
+async def _content(response: httpx.Response) -> bytes:
+    content = bytearray()
+    async for chunk in response.aiter_bytes(65536):  # unpacked as it comes: a small body may become an endless one
+        content += chunk
+        if len(content) > LARGEST_ANSWER:
+            raise TooLarge
+    return bytes(content)
 
 
 def date_skew_us(date: str | None, now_us: int) -> int | None:

@@ -21,7 +21,7 @@ COUNTED: Final = (
     "bytes", "book_frames", "trade_frames", "ticker_frames", "lifecycle_frames", "other_frames", "breaks",
     "sequence_gap", "stale", "unannounced", "malformed", "unparsable", "negative_level", "unknown_type", "error", "unanswered",
     "refused_markets", "snapshots_requested", "failed", "commands", "reconnects", "handshakes_failed",
-    "rest_requests", "rest_retries", "rest_records", "rest_refused", "rest_unparsable",
+    "rest_requests", "rest_retries", "rest_records", "rest_refused", "rest_unparsable", "rest_endless",
 )  # fmt: skip
 """What only grows; each is a metric kb_ingest_<name>_total."""
 
@@ -45,6 +45,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
                 "subscriptions": gatherer.captured,
                 "markets": len(gatherer.registry.markets),
                 "left_out_markets": counts["left_out"],
+                "left_out": gatherer.left_out,
                 "buffered_bytes": outbox.buffered,
                 "spool_bytes": outbox.spool_bytes,
                 "spooled_total": outbox.spooled,

@@ -10,6 +10,7 @@ KB_CONNECTIONS           most websocket connections to open (150)
 KB_SUBSCRIPTIONS_PER_CONNECTION  most markets on one connection (7500)
 KB_MARKET_STATUSES       REST statuses of the markets to capture (open,unopened)
 KB_RECONCILE_SECONDS     how often the list of markets is read anew (300)
+KB_REGISTRY              file that keeps the markets known, so that a restart asks only for what changed (none: all is read again)
 KB_REQUESTS_PER_SECOND   REST requests a second at most (10)
 KB_COMMANDS_PER_SECOND   websocket commands a second and connection at most (100)
 KB_BUFFER_BYTES          frames kept in memory while Kafka is away or slow (268435456)
@@ -68,6 +69,7 @@ class Settings:
     buffer_bytes: int = 256 * 1024 * 1024
     silence_seconds: float = 30
     spool: SpoolSettings | None = None
+    registry: Path | None = None
     health_host: str = "127.0.0.1"
     health_port: int = 0
 
@@ -93,6 +95,7 @@ def from_env(env: Environment) -> Settings:
         buffer_bytes=settings.integer(env, "KB_BUFFER_BYTES", 256 * 1024 * 1024, minimum=1024 * 1024),
         silence_seconds=settings.seconds(env, "KB_SILENCE_SECONDS", 30, minimum=1),
         spool=_spool(env),
+        registry=_path(env, "KB_REGISTRY"),
         health_host=settings.health_host(env),
         health_port=settings.health_port(env),
     )
@@ -109,8 +112,13 @@ def _credentials(env: Environment) -> signing.Credentials:
 def _spool(env: Environment) -> SpoolSettings | None:
     sync = settings.one_of(env, "KB_SPOOL_SYNC", SYNCS, "interval")
     limit = settings.integer(env, "KB_SPOOL_BYTES", 4 * 1024**3, minimum=1024 * 1024)
-    folder = settings.text(env, "KB_SPOOL", "")
-    return SpoolSettings(Path(folder).expanduser(), limit, sync) if folder else None
+    folder = _path(env, "KB_SPOOL")
+    return SpoolSettings(folder, limit, sync) if folder is not None else None
+
+
+def _path(env: Environment, name: str) -> Path | None:
+    text = settings.text(env, name, "")
+    return Path(text).expanduser() if text else None
 
 
 def _url(env: Environment, name: str, default: str, schemes: tuple[str, ...]) -> str:

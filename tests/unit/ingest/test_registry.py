@@ -1,7 +1,11 @@
 """Which markets are captured, from when on, and until when."""
 
+from typing import Any
+
 import orjson
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kalshibook_core.kalshi.messages import Lifecycle, UnparsableFrame
 from services.ingest.registry import FORGET_US, LINGER_US, PATIENCE_US, Registry
@@ -11,6 +15,14 @@ NOW = 1_785_901_540_000_000
 
 def body(ticker: str = "KXDOG-1", status: str = "active", **more: object) -> dict[str, object]:
     return {"ticker": ticker, "status": status, **more}
+
+
+def wanted(registry: Registry, now_us: int) -> list[str]:
+    """What is to be captured, the best first, by asking about every market known."""
+    ranks = {ticker: registry.rank(ticker, now_us) for ticker in registry.markets}
+    return [
+        ticker for ticker, _ in sorted((each for each in ranks.items() if each[1] is not None), key=lambda each: each[1] or ())
+    ]
 
 
 def test_a_market_is_published_when_it_says_anything_new() -> None:
@@ -31,10 +43,10 @@ def test_the_clock_is_that_of_the_first_answer() -> None:
 def test_a_created_market_waits_for_rest_but_not_for_long() -> None:
     registry = Registry()
     assert registry.hear(Lifecycle("KXDOG-1", "created", {}), NOW)
-    assert not registry.wanted(NOW)
-    assert registry.wanted(NOW + PATIENCE_US)
+    assert not wanted(registry, NOW) and not registry.stirred(NOW)
+    assert wanted(registry, NOW + PATIENCE_US) == registry.stirred(NOW + PATIENCE_US) == ["KXDOG-1"]
     registry.answered("KXDOG-1", 7)  # 404: not known to REST yet
-    assert registry.wanted(NOW) and registry.markets["KXDOG-1"].skew_us == 7
+    assert wanted(registry, NOW) == registry.stirred(NOW) == ["KXDOG-1"] and registry.markets["KXDOG-1"].skew_us == 7
 
 
 def test_messages_of_events_are_no_markets() -> None:
@@ -46,8 +58,8 @@ def test_messages_of_events_are_no_markets() -> None:
 @pytest.mark.parametrize("status", ["closed", "inactive", "initialized", "", "something new"])
 def test_a_market_that_may_still_change_is_kept(status: str) -> None:
     registry = Registry()
-    registry.read(body(status=status), 0, NOW)
-    assert registry.wanted(NOW) and registry.running() == ["KXDOG-1"]
+    registry.read(body(status=status), 0, NOW, 1)
+    assert wanted(registry, NOW) and registry.unlisted(2) == ["KXDOG-1"] and not registry.unlisted(1)
 
 
 @pytest.mark.parametrize("end", ["determined", "settled"])
@@ -55,19 +67,19 @@ def test_an_ended_market_lingers_then_goes_then_is_forgotten(end: str) -> None:
     registry = Registry()
     registry.read(body(), 0, NOW)
     registry.hear(Lifecycle("KXDOG-1", end, {}), NOW + 1)
-    assert not registry.running()
-    assert registry.wanted(NOW + LINGER_US)
-    assert not registry.wanted(NOW + 1 + LINGER_US)
-    registry.forget(NOW + FORGET_US)
+    assert registry.stirred(NOW + 1) and not registry.unlisted(1)
+    assert wanted(registry, NOW + LINGER_US) and not registry.stirred(NOW + LINGER_US)
+    assert not wanted(registry, NOW + 1 + LINGER_US) and registry.stirred(NOW + 1 + LINGER_US)
+    registry.stirred(NOW + FORGET_US)
     assert registry.markets
-    registry.forget(NOW + 2 + FORGET_US)
+    assert registry.stirred(NOW + 2 + FORGET_US) == ["KXDOG-1"] and registry.rank("KXDOG-1", NOW) is None
     assert not registry.markets
 
 
 def test_a_market_that_had_ended_before_is_not_subscribed() -> None:
     registry = Registry()
     registry.read(body(status="finalized"), 0, NOW)
-    assert not registry.wanted(NOW)
+    assert not wanted(registry, NOW)
 
 
 def test_rest_is_behind_until_it_knows_the_settlement() -> None:
@@ -90,8 +102,36 @@ def test_active_and_soon_come_first() -> None:
         "dormant": {"status": "initialized", "occurrence_datetime": "2026-08-09T00:00:00Z"},
     }.items():
         registry.read(body(name) | more, 0, NOW)
-    wanted = registry.wanted(NOW)
-    assert sorted(wanted, key=wanted.__getitem__) == ["soon", "later", "busy", "never", "dormant"]
+    assert wanted(registry, NOW) == ["soon", "later", "busy", "never", "dormant"]
+
+
+names = st.integers(0, 5).map(lambda n: f"KX{n}")
+said = st.one_of(
+    st.tuples(st.just("read"), names, st.sampled_from(["active", "closed", "initialized", "determined", "finalized"])),
+    st.tuples(st.just("hear"), names, st.sampled_from(["created", "activated", "determined", "settled"])),
+    st.tuples(st.just("answered"), names, st.none()),
+    st.tuples(st.just("wait"), st.sampled_from([1, PATIENCE_US, LINGER_US, FORGET_US]), st.none()),
+)
+
+
+@given(st.lists(said, max_size=40))
+def test_whoever_asks_only_about_the_stirred_knows_every_rank(happened: list[tuple[str, Any, Any]]) -> None:
+    """The incremental view equals the one made anew, whatever was said and however much time passed."""
+    registry, now, seen = Registry(), NOW, {}
+    for kind, what, how in happened:
+        match kind:
+            case "read":
+                registry.read(body(what, how), 3, now)
+            case "hear":
+                registry.hear(Lifecycle(what, how, {}), now)
+            case "answered":
+                registry.answered(what, 3)
+            case "wait":
+                now += what
+        for ticker in registry.stirred(now):
+            seen[ticker] = registry.rank(ticker, now)
+        for ticker in {*seen, *registry.markets}:
+            assert seen.get(ticker) == registry.rank(ticker, now)
 
 
 @pytest.mark.parametrize("bad", [None, [], {}, {"ticker": 7}, {"ticker": ""}, {"ticker": "A" * 201}])
