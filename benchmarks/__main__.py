@@ -1,5 +1,6 @@
 """`make bench [ARGS="pipeline gatherer"]`: run the benchmarks, print one table, write benchmarks/latest.json.
 
+With `--document` among the arguments the table also becomes docs/benchmarks.md, with the date and the machine it is of.
 The addresses come from KB_KAFKA_BROKERS, KB_POSTGRES_DSN and KB_REDIS_URL, as `kalshibook_tools.stack exec` sets them. One
 that fails is told, the others run, and the exit code is 1.
 """
@@ -7,8 +8,10 @@ that fails is told, the others run, and the exit code is 1.
 import importlib
 import json
 import os
+import platform
 import sys
 import traceback
+from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
 
@@ -16,15 +19,17 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import Row
+from kalshibook_core.runtime import clock
 from kalshibook_tools.stack import Addresses
 
 HERE = Path(__file__).parent
+DOCUMENT = "--document"
 
 
 def main() -> int:
     """Run those named on the command line, or all."""
     addresses = Addresses(*(os.environ[name] for name in ("KB_KAFKA_BROKERS", "KB_POSTGRES_DSN", "KB_REDIS_URL")))  # noqa: TID251
-    wanted = sys.argv[1:] or sorted(path.stem for path in HERE.glob("[a-z]*.py"))
+    wanted = [name for name in sys.argv[1:] if name != DOCUMENT] or sorted(path.stem for path in HERE.glob("[a-z]*.py"))
     rows: list[Row] = []
     failed = 0
     for module in map(_module, wanted):
@@ -37,6 +42,8 @@ def main() -> int:
             failed += 1
             traceback.print_exc()
     Console(width=140).print(table(rows))
+    if DOCUMENT in sys.argv:
+        (HERE.parent / "docs" / "benchmarks.md").write_text(document(rows))
     (HERE / "latest.json").write_text(json.dumps([row(each) for each in rows], indent=1) + "\n")
     return 1 if failed else 0
 
@@ -54,6 +61,25 @@ def table(rows: list[Row]) -> Table:
     for each in rows:
         shown.add_row(each.claim, each.unit, *(_number(value) for value in (each.value, each.bare, each.ratio)))
     return shown
+
+
+def document(rows: list[Row]) -> str:
+    """Return the rows as a page."""
+    today = datetime.fromtimestamp(clock.now_us() // 1_000_000, UTC)
+    machine = f"{os.cpu_count()} cores ({platform.machine()}, {platform.system()}), Python {platform.python_version()}"
+    lines = [
+        "# Benchmarks",
+        "",
+        f"Measured on {today:%Y-%m-%d}, {machine}, by `make bench ARGS={DOCUMENT}`,",
+        "which writes this page. Value is ours; bare is the same work with nothing around it; ratio is value / bare. What each",
+        "claim measures, and what its bare is, the module under `benchmarks/` says.",
+        "",
+        "| claim | unit | value | bare | ratio |",
+        "|---|---|---:|---:|---:|",
+    ]
+    for each in rows:
+        lines.append(f"| {' | '.join((each.claim, each.unit, *map(_number, (each.value, each.bare, each.ratio))))} |")
+    return "\n".join(lines) + "\n"
 
 
 def _number(value: float | None) -> str:
