@@ -7,6 +7,7 @@ Children live in a session of their own: Ctrl-C reaches the supervisor alone, wh
 
 import asyncio
 import contextlib
+import errno
 import json
 import os
 import re
@@ -91,7 +92,8 @@ class Process:
                 )
             remember(program.pid_file, self._child.pid)
         except OSError as error:
-            raise StackError(f"{program.name} cannot be started: {error}") from error
+            hint = "; make room on the disk" if error.errno == errno.ENOSPC else ""
+            raise StackError(f"{program.name} cannot be started: {error}{hint}") from error
 
     async def ready(self, probe: Callable[[], Awaitable[bool]], within: float) -> None:
         """Wait until `probe` says yes. Raises ProcessExited if the process ends first, StackError after `within` s."""
@@ -126,18 +128,19 @@ class Process:
         finally:
             await self.stop()
 
-    async def stop(self) -> None:
-        """Ask the process to stop, and past its deadline kill it and say so. Nothing happens if it does not run."""
+    async def stop(self, within: float | None = None) -> None:
+        """Ask the process to stop, and past its deadline, or `within` seconds, kill it and say so; nothing if it does not run."""
         child, program = self._child, self.program
+        within = program.stop_within if within is None else within
         if child is None:
             return
         if child.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 child.send_signal(program.stop_signal)
             try:
-                await asyncio.wait_for(child.wait(), program.stop_within)
+                await asyncio.wait_for(child.wait(), within)
             except TimeoutError:
-                self._progress(f"{program.name} did not stop within {program.stop_within:g} s and is killed")
+                self._progress(f"{program.name} did not stop within {within:g} s and is killed")
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(child.pid, signal.SIGKILL)
         await self.wait()

@@ -114,12 +114,12 @@ class Kept:
                         self._process, self._ask = self._make()
                         await self._process.start()
 
-    async def stop(self) -> None:
-        """Ask it to drain and end, past its deadline kill it, and wait for the end."""
+    async def stop(self, within: float | None = None) -> None:
+        """Ask it to drain and end, past its deadline (or `within` seconds) kill it, and wait for the end."""
         self._stopping.set()
         async with self._starting:
             self.state = "stopping"
-            await self._process.stop()
+            await self._process.stop(within)
             self.state = "stopped"
 
     def lag(self) -> int:

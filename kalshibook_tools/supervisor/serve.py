@@ -29,6 +29,8 @@ from kalshibook_tools.supervisor.services import Options
 GATEWAY_PORT = 8420
 """The gateway's port where nobody asked for another and it is free."""
 
+HURRIED_WITHIN = 5.0
+"""Seconds a service has to end after a failure or a second Ctrl-C; then it is killed, which loses nothing that Kafka holds."""
 CATCH_UP_WITHIN = 20.0
 """Seconds a service gets, on the way down, to catch up with what was handed to it."""
 
@@ -88,12 +90,16 @@ class _Supervisor:
             self.addresses = stack.addresses
             exits.push_async_callback((history := History(stack.addresses.postgres)).close)
             client = await exits.enter_async_context(httpx.AsyncClient())
+            # Behind the group, so that whatever ends it (a full disk fails `_look`) cannot cut the drain short.
+            exits.push_async_callback(self._drain)
             async with asyncio.TaskGroup() as tasks:
                 self._background.append(tasks.create_task(self._look(client, history)))
                 try:
                     return await self._work(tasks, stop, stack, client, history)
+                except BaseException:
+                    self.hurry.set()  # what failed may be what the drain would wait for; Kafka keeps the rest for the next start
+                    raise
                 finally:
-                    await self._drain()
                     for task in self._background:
                         task.cancel()
 
@@ -215,7 +221,9 @@ class _Supervisor:
                 await asyncio.sleep(0.1)
                 await kept.look()
                 still = 0 if kept.lag() else still + 1
-            await kept.stop()
+            await kept.stop(HURRIED_WITHIN if self.hurry.is_set() else None)
+            with contextlib.suppress(SupervisorError):  # a full disk is told already, and must not keep the rest running
+                self.write(self.state)
 
     async def _look(self, client: httpx.AsyncClient, history: History) -> None:
         loop = asyncio.get_running_loop()
