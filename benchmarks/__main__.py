@@ -31,7 +31,7 @@ def main() -> int:
     addresses = Addresses(*(os.environ[name] for name in ("KB_KAFKA_BROKERS", "KB_POSTGRES_DSN", "KB_REDIS_URL")))  # noqa: TID251
     wanted = [name for name in sys.argv[1:] if name != DOCUMENT] or sorted(path.stem for path in HERE.glob("[a-z]*.py"))
     rows: list[Row] = []
-    failed = 0
+    failed, busy = 0, os.getloadavg()[0]
     for module in map(_module, wanted):
         if module is None:
             continue
@@ -43,7 +43,7 @@ def main() -> int:
             traceback.print_exc()
     Console(width=140).print(table(rows))
     if DOCUMENT in sys.argv:
-        (HERE.parent / "docs" / "benchmarks.md").write_text(document(rows))
+        (HERE.parent / "docs" / "benchmarks.md").write_text(document(rows, busy))
     (HERE / "latest.json").write_text(json.dumps([row(each) for each in rows], indent=1) + "\n")
     return 1 if failed else 0
 
@@ -63,16 +63,17 @@ def table(rows: list[Row]) -> Table:
     return shown
 
 
-def document(rows: list[Row]) -> str:
-    """Return the rows as a page."""
+def document(rows: list[Row], busy: float) -> str:
+    """Return the rows as a page; `busy` is the load average when it began."""
     today = datetime.fromtimestamp(clock.now_us() // 1_000_000, UTC)
     machine = f"{os.cpu_count()} cores ({platform.machine()}, {platform.system()}), Python {platform.python_version()}"
     lines = [
         "# Benchmarks",
         "",
         f"Measured on {today:%Y-%m-%d}, {machine}, by `make bench ARGS={DOCUMENT}`,",
-        "which writes this page. Value is ours; bare is the same work with nothing around it; ratio is value / bare. What each",
-        "claim measures, and what its bare is, the module under `benchmarks/` says.",
+        f"which writes this page; the load of other programs was {busy:.1f} when it began. Value is ours; bare is the same work with",
+        "nothing around it; ratio is value / bare. What each claim measures, and what its bare is, the module under `benchmarks/`",
+        "says.",
         "",
         "| claim | unit | value | bare | ratio |",
         "|---|---|---:|---:|---:|",
