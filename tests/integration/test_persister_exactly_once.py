@@ -223,6 +223,28 @@ async def test_a_zombie_that_wakes_after_the_rebalance_cannot_write(cluster, con
     assert await rows(connection) == expected(events)
 
 
+async def test_a_zombie_that_wakes_beside_its_successor_by_name_ends(cluster, connection, persister):
+    events = history(3, markets=10, events=4_000)
+    await produce(cluster, events[:2_000])
+    slow = {"KB_PERSISTER_BATCH_ROWS": "1000000", "KB_PERSISTER_BATCH_SECONDS": "5"}
+    async with persister("zombie", KB_INSTANCE="one", **slow) as zombie:
+
+        async def holds_a_batch() -> bool:
+            return await zombie.counter("waiting_rows") == 2_000
+
+        await until(holds_a_batch)
+        zombie.send(signal.SIGSTOP)
+        async with persister("successor", KB_INSTANCE="one") as successor:
+            await until(counted(connection, "book_events", 2_000))
+            zombie.send(signal.SIGCONT)  # refused by the offsets, or told by the group: it must not join again either way
+            assert await asyncio.to_thread(zombie.process.wait, 60) == 1
+            await produce(cluster, events[2_000:])
+            await until(counted(connection, "book_events", len(events)))
+            assert await successor.drain() == 0
+    assert "Superseded" in (told := zombie.log.read_text()) or "Displaced" in told
+    assert await rows(connection) == expected(events)
+
+
 def lifecycle(ticker: str, event_type: str, at: int, body: bytes) -> Lifecycle:
     return Lifecycle(ticker, event_type, at, at, body, 0)
 
