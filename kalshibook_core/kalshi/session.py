@@ -38,6 +38,10 @@ MARKET_CHANNELS: Final = (BOOK, TRADES, TICKERS)
 TERMINAL_ERRORS: Final = frozenset({10, 17, 25})
 """Channel error, internal error, buffer overflow: the subscription is dead (Kalshi docs, "Error codes")."""
 
+TOO_MANY_MARKETS: Final = 26
+TOO_MANY_REQUESTS: Final = 27
+"""Kalshi docs, "Error codes"; neither number is published."""
+
 BATCH: Final = 500
 """Tickers in one command. The exchange publishes no limit; 60 were seen to work, others shard at 256 and more."""
 
@@ -48,6 +52,9 @@ ASK_AGAIN_US: Final = 5_000_000
 """After which a snapshot is asked for a second time: its reply may have been lost with the frames before it."""
 
 GIVEN_UP_US: Final = 300_000_000
+SLOWER_US: Final = 2_000_000
+"""After which a command is sent again that came too fast."""
+
 STALE_RUN: Final = 64
 """So many stale frames with none in order between them: the sid's seq has been set back, or a bad one was believed."""
 
@@ -85,6 +92,7 @@ class _Pending:
     due_us: int
     channels: set[str]  # those of which no `subscribed` came; of an update, its one channel
     tries: int = 1
+    again: bool = False  # it was not carried out: send it once more when due
 
 
 class Session(Generic[Record]):
@@ -107,6 +115,9 @@ class Session(Generic[Record]):
         """Make a session that has received nothing and wants nothing."""
         self.failed: str | None = None
         self.stirred = False  # there is more to take away than records; for the caller to set back
+        self.too_fast = False  # the exchange wants fewer commands a second; for the caller to set back
+        self.turned_away: list[str] = []  # markets that found no room here; for the caller to place elsewhere and to clear
+        self.most_markets: int | None = None  # where some were turned away: how many the connection holds
         self.missed_lifecycle = False  # lifecycle frames were lost: whoever keeps the markets should look them up
         self._record = record
         self._gatherer, self._connection, self._generation = gatherer, connection, generation
@@ -256,6 +267,9 @@ class Session(Generic[Record]):
             subscription = next((self._by_channel[c] for c in pending.channels if c in self._by_channel), None)
             if pending.action == commands.GET_SNAPSHOT:
                 continue  # its markets are still waiting, each with its own time
+            if pending.again:
+                self._send_again(pending, subscription, now_us)
+                continue
             if subscription is None or pending.tries > 1:
                 self._fail(SUBSCRIPTION_ERROR, f"no answer to {pending.action}")
             else:
@@ -321,6 +335,8 @@ class Session(Generic[Record]):
             self._trouble("unparsable", str(error))
         else:
             if subscription is None or not known:
+                if subscription is not None:
+                    self._trouble("unasked", f"a {message.type} of a market that this connection did not subscribe")
                 return
             if type(content) is Snapshot:
                 levels = {2 * price + messages.NO: size for price, size in content.no}
@@ -428,6 +444,12 @@ class Session(Generic[Record]):
                 if subscription.channel == BOOK and ticker not in subscription.waiting:
                     subscription.waiting[ticker] = _Wait(now_us + REPLY_US, held=False)
 
+    def _send_again(self, pending: _Pending, subscription: _Subscription | None, now_us: int) -> None:
+        if pending.action == _SUBSCRIBE:
+            self._send_subscribe([c for c in _CHANNELS if c in pending.channels], pending.tickers, now_us)
+        elif subscription is not None:
+            self._update(subscription, pending.action, pending.tickers, now_us, pending.tries)
+
     def _ask(self, subscription: _Subscription, tickers: Sequence[str], now_us: int) -> None:
         for ticker in tickers:
             wait = subscription.waiting.setdefault(ticker, _Wait(0))
@@ -467,7 +489,16 @@ class Session(Generic[Record]):
                 self._renew(subscription, now_us)
             return
         pending = self._pending.pop(message.id, None)
+        if code == TOO_MANY_REQUESTS:
+            self.too_fast = self.stirred = True
+            if pending is not None:
+                pending.due_us, pending.again = now_us + SLOWER_US, True
+                self._pending[message.id] = pending
+            return
         if pending is None:
+            return
+        if code == TOO_MANY_MARKETS and pending.tickers:
+            self._turn_away(pending, now_us)
             return
         named = [message.market_ticker] if message.market_ticker else msg.get("market_tickers")
         refused = {t for t in named if type(t) is str} if type(named) is list else set()
@@ -490,6 +521,20 @@ class Session(Generic[Record]):
                 queue.pop(ticker, None)
         for channel in pending.channels & self._queued.keys():
             self._queued[channel].update(dict.fromkeys(t for t in pending.tickers if t not in refused))
+        self._advance(now_us)
+
+    def _turn_away(self, pending: _Pending, now_us: int) -> None:
+        """The subscription is full: what it did not take goes elsewhere, and the channels that did take it let go of it."""
+        full = [subscription for subscription in self._by_channel.values() if subscription.channel in pending.channels]
+        for subscription in full:
+            for ticker in pending.tickers:
+                subscription.markets.pop(ticker, None)
+                subscription.waiting.pop(ticker, None)
+        self.most_markets = max(1, min((len(s.markets) for s in full), default=len(pending.tickers) // 2))
+        self._counts["turned_away"] += len(pending.tickers)
+        self.turned_away += pending.tickers
+        self.stirred = True
+        self.unsubscribe(pending.tickers, now_us, _NOT_SUBSCRIBED)
         self._advance(now_us)
 
     def _renew(self, subscription: _Subscription, now_us: int) -> None:
@@ -537,6 +582,8 @@ class Session(Generic[Record]):
 
 
 _SUBSCRIBE: Final = "subscribe"
+_CHANNELS: Final = (*MARKET_CHANNELS, *LIFECYCLES)
+_NOT_SUBSCRIBED: Final = "not_yet_subscribed"
 _COUNTED: Final = {
     BOOK: "book_frames", TRADES: "trade_frames", TICKERS: "ticker_frames", **dict.fromkeys(LIFECYCLES, "lifecycle_frames"),
 }  # fmt: skip

@@ -16,18 +16,21 @@ import structlog
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
 
+from kalshibook_core.kalshi import hours
 from kalshibook_core.kalshi.messages import Lifecycle
 from kalshibook_core.kalshi.session import Session
 from kalshibook_core.runtime import clock, logs
 from kalshibook_core.wire import codec
 from kalshibook_core.wire.events import Cause, RawFrame
 from services.ingest.outbox import Outbox
-from services.ingest.pace import Pace, backoff
+from services.ingest.pace import LONGEST, Pace, backoff
 from services.ingest.rest import date_skew_us, refusal
 from services.ingest.settings import Settings
 
 LARGEST_FRAME: Final = 4 * 1024 * 1024
 TICK_SECONDS: Final = 0.5
+_RESTS: Final = (Cause.DISCONNECT, Cause.SILENT_SOCKET)
+
 _log = structlog.get_logger()
 _wire_log = logging.getLogger("websockets.ingest")
 _wire_log.setLevel(logging.WARNING)  # at debug the library writes every header, the signature among them
@@ -46,9 +49,14 @@ class Connection:
         *,
         on_lifecycle: Callable[[list[Lifecycle]], None] | None = None,
         on_missed: Callable[[], None] | None = None,
+        on_turned_away: Callable[[list[str], int], None] | None = None,
     ) -> None:
-        """With `on_lifecycle` it carries the lifecycle channel as well; `on_missed` is called where some of that was lost."""
+        """With `on_lifecycle` it carries the lifecycle channel as well; `on_missed` is called where some of that was lost.
+
+        `on_turned_away(tickers, most)` is called where the exchange would take only `most` markets, and these are released.
+        """
         self.number = number
+        self.trouble = ""  # why there is no connection, and what to do
         self.markets: dict[str, int | None] = {}
         self._settings = settings
         self._outbox = outbox
@@ -56,9 +64,12 @@ class Connection:
         self._rng = rng
         self._on_lifecycle = on_lifecycle
         self._on_missed = on_missed
+        self._on_turned_away = on_turned_away
+        self._pace = Pace(settings.commands_per_second)
         self._session: Session[RawFrame] | None = None
         self._generation = 0
         self._failures = 0
+        self._began = 0.0
         self._commands: deque[bytes] = deque()
         self._to_send = asyncio.Event()
         self._ended: asyncio.Future[str] | None = None
@@ -121,6 +132,7 @@ class Connection:
         except InvalidStatus as error:
             self._refused(error.response.status_code, bytes(error.response.body), error.response.headers.get("Date"))
         except (OSError, TimeoutError, EOFError, InvalidHandshake) as error:
+            self.trouble = f"no connection to {url}: {type(error).__name__}: {error}"
             self._tell("connect_failed", why=f"{type(error).__name__}: {error}", url=url)
         except InvalidURI as error:
             raise ValueError(f"KB_KALSHI_WS_URL: {error}") from error
@@ -135,11 +147,13 @@ class Connection:
             "NOT_FOUND": "KALSHI_API_KEY_ID is unknown there; demo and production have keys of their own",
         }
         skew_us = date_skew_us(date, clock.now_us())
+        do = next((hint for word, hint in hints.items() if word in said), "")
+        self.trouble = f"the handshake is refused: HTTP {status} {said}" + (f": {do}" if do else "")
         self._tell(
             "handshake_refused",
             status=status,
             said=said,
-            do=next((hint for word, hint in hints.items() if word in said), ""),
+            do=do,
             exchange_clock_ahead_seconds=None if skew_us is None else round(skew_us / 1e6, 1),
         )
 
@@ -153,6 +167,7 @@ class Connection:
         )
         self._session = session
         self._commands.clear()
+        self._began = clock.monotonic()
         self._ended = asyncio.get_running_loop().create_future()
         _log.info("connected", connection=self.number, generation=self._generation, skew_seconds=round((skew_us or 0) / 1e6, 1))
         if self._on_lifecycle is not None:
@@ -169,10 +184,13 @@ class Connection:
                     task.cancel()
         finally:
             # Also where the process is about to fail: what the outbox holds is still delivered if Kafka is there.
+            if not stop.is_set() and cause in _RESTS and hours.weekly_pause(clock.now_us() + (skew_us or 0)):
+                cause = Cause.MAINTENANCE
             session.connection_lost(cause, clock.now_us())
             self._publish(session)
             self._session = None
         if not stop.is_set():
+            self.trouble = f"the connection ended: {cause}"
             _log.warning("connection_ended", connection=self.number, cause=cause, markets=len(self.markets))
             if self._on_missed is not None:
                 self._on_missed()
@@ -216,18 +234,25 @@ class Connection:
         if session.missed_lifecycle and self._on_missed is not None:
             session.missed_lifecycle = False
             self._on_missed()
+        if session.too_fast:
+            session.too_fast = False
+            self._pace.slow()
+        if session.turned_away and self._on_turned_away is not None:
+            tickers, session.turned_away = session.turned_away, []
+            for ticker in tickers:
+                self.markets.pop(ticker, None)
+            self._on_turned_away(tickers, session.most_markets or 1)
         for kind, why in session.troubles_seen():
             self._tell(kind, why=why)
         if session.failed is not None:
             self._end(session.failed)
 
     async def _write(self, socket: ClientConnection) -> None:
-        pace = Pace(self._settings.commands_per_second)
         try:
             while True:
                 await self._to_send.wait()
                 while self._commands:
-                    await asyncio.sleep(pace.wait(clock.monotonic()))
+                    await asyncio.sleep(self._pace.wait(clock.monotonic()))
                     await socket.send(self._commands.popleft(), text=True)
                     self._counts["commands"] += 1
                 self._to_send.clear()
@@ -242,7 +267,9 @@ class Connection:
             self._session.due(clock.now_us())
             self._hand_over()
             if self._session.settled:
-                self._failures = 0
+                self.trouble = ""
+                if clock.monotonic() - self._began > LONGEST:
+                    self._failures = 0  # sooner, and an exchange that cuts everybody at once would be asked again and again
             if clock.monotonic() - socket.heard_at > self._settings.silence_seconds:
                 self._end(Cause.SILENT_SOCKET)
 
@@ -260,15 +287,16 @@ class Connection:
 
 
 class _Socket(ClientConnection):
-    """A client connection that notes when it last heard anything, pings included."""
+    """A client connection that notes when it last heard anything whole, pings included: bytes without end are silence too."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.heard_at = clock.monotonic()
 
-    def data_received(self, data: bytes) -> None:
-        self.heard_at = clock.monotonic()
-        super().data_received(data)
+    def process_event(self, event: Any) -> None:
+        if getattr(event, "fin", True):
+            self.heard_at = clock.monotonic()
+        super().process_event(event)
 
 
 async def _either(stop: asyncio.Event, seconds: float) -> None:

@@ -13,6 +13,7 @@ from typing import Final
 
 import structlog
 
+from kalshibook_core.kalshi.markets import DATE_RESOLUTION_US
 from kalshibook_core.kalshi.messages import Lifecycle, UnparsableFrame
 from kalshibook_core.runtime import clock, logs
 from kalshibook_core.wire import codec
@@ -45,6 +46,9 @@ MARGIN_S: Final = 60
 
 MOST_MARKETS: Final = 3_000_000
 """More than that is no list of markets but an answer without end."""
+
+BARREN_PAGES: Final = 3
+"""So many pages in a row without a market that this list had not had before are no list either."""
 
 SHOWN: Final = 20
 
@@ -82,6 +86,16 @@ class Gatherer:
         return self._was_ready and bool(alive)
 
     @property
+    def trouble(self) -> str:
+        """What keeps a connection from the exchange, and what to do about it; "" where nothing does."""
+        return next((connection.trouble for connection in self.connections.values() if connection.trouble), "")
+
+    @property
+    def clock_skew_seconds(self) -> float:
+        """How far the exchange's clock is ahead of ours, by its last Date (which names the second only); 0 before any."""
+        return 0.0 if self._rest.skew_us is None else round((self._rest.skew_us - DATE_RESOLUTION_US / 2) / 1e6, 1)
+
+    @property
     def captured(self) -> int:
         """How many markets are placed on connections."""
         return len(self._plan.placed)
@@ -93,7 +107,7 @@ class Gatherer:
         if not left:
             return ""
         some = ", ".join(itertools.islice(left, SHOWN))
-        return f"no place on {self._settings.connections} x {self._settings.subscriptions_per_connection}: {len(left)} ({some})"
+        return f"no place on {self._plan.limits.connections} x {self._plan.limits.markets_per_connection}: {len(left)} ({some})"
 
     async def run(self, stop: asyncio.Event) -> None:
         """Capture until `stop` is set; then return when every connection has said its breaks and is closed."""
@@ -156,8 +170,19 @@ class Gatherer:
             self._rng,
             on_lifecycle=self._hear if first else None,
             on_missed=self._missed.set if first else None,
+            on_turned_away=self._turned_away,
         )
         tasks.create_task(self.connections[number].run(stop), name=f"connection-{number}")
+
+    def _turned_away(self, tickers: list[str], most: int) -> None:
+        """The exchange takes no more markets on a connection (its error 26): place these elsewhere, and plan for that."""
+        self._plan.lower(most)
+        for ticker in tickers:
+            self._plan.drop(ticker)
+        self.registry.stir(tickers)
+        self._changed.set()
+        if logs.once_a_minute("turned_away"):
+            _log.warning("turned_away", markets=len(tickers), markets_per_connection=most)
 
     # What markets there are.
 
@@ -179,8 +204,8 @@ class Gatherer:
         while True:
             self._missed.clear()
             began, since_s, took = clock.monotonic(), self._exchange_s(), self._extent.full_took
+            number += 1
             if began >= full_due:
-                number += 1
                 whole = all([await self._list(number, status=status) for status in self._settings.statuses])
                 took = clock.monotonic() - began
                 if whole:
@@ -189,7 +214,7 @@ class Gatherer:
                         self._lookups.setdefault(ticker, (0.0, 0))  # not in the list any more: what became of it?
                 _log.info("list_read", markets=len(self.registry.markets), seconds=round(took, 1), whole=whole)
             else:
-                whole = await self._list(0, min_updated_ts=str(self._extent.since_s - MARGIN_S))
+                whole = await self._list(number, min_updated_ts=str(self._extent.since_s - MARGIN_S))
             if whole:
                 self._extent = Extent(self._settings.rest_url, self._settings.statuses, since_s, took)
                 if self._settings.registry is not None:
@@ -207,19 +232,19 @@ class Gatherer:
 
     async def _list(self, number: int, **query: str) -> bool:
         """Read a list to its end; return whether there was one."""
-        cursor = ""
+        cursor, barren = "", 0
         while True:
             answer = await self._get(limit=str(PAGE), cursor=cursor, **query)
             if answer is None:
                 return False
+            barren = 0 if self.registry.unmet(answer.body["markets"], number) else barren + 1
             await self._read(answer, number)
-            following = answer.body.get("cursor") or ""
-            if not following:
+            cursor = answer.body.get("cursor") or ""
+            if not cursor:
                 return True
-            if following == cursor or type(following) is not str or len(self.registry.markets) > MOST_MARKETS:
+            if barren == BARREN_PAGES or type(cursor) is not str or len(self.registry.markets) > MOST_MARKETS:
                 self._tell("rest_endless", f"GET {answer.path}: the list has no end; {len(self.registry.markets)} markets so far")
                 return False
-            cursor = following
 
     async def _look_up(self) -> None:
         """Ask for single markets. One that was `created` a moment ago may be unknown to REST (Kalshi docs): ask again, later."""

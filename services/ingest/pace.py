@@ -14,6 +14,10 @@ class Pace:
         self._interval = 1 / rate
         self._next = 0.0
 
+    def slow(self) -> None:
+        """Halve the rate, to one a second at least."""
+        self._interval = max(self._interval, min(1.0, 2 * self._interval))
+
     def wait(self, now: float) -> float:
         """Reserve the next action; return how many seconds after `now` it may happen."""
         self._next = max(self._next, now - 1.0) + self._interval

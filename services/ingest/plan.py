@@ -18,11 +18,6 @@ class Limits:
     connections: int
     markets_per_connection: int
 
-    @property
-    def places(self) -> int:
-        """How many markets there is room for."""
-        return self.connections * self.markets_per_connection
-
 
 @dataclass(frozen=True, slots=True)
 class Changes:
@@ -40,7 +35,7 @@ class Plan:
         """Start with no market and no connection."""
         self.placed: dict[str, int] = {}
         self.left_out: dict[str, Rank] = {}
-        self._limits = limits
+        self.limits = limits
         self._ranks: dict[str, Rank] = {}  # of the placed ones
         self._loads: list[int] = []
         self._room: list[int] = []  # a heap of connections with room
@@ -65,11 +60,17 @@ class Plan:
         if ticker in self.placed:
             self._leave(ticker)
 
+    def lower(self, most: int) -> None:
+        """A connection takes no more than so many: from now on no one gets more. What has its place already keeps it."""
+        each = max(1, min(most, self.limits.markets_per_connection))
+        self.limits = Limits(self.limits.connections, each)
+        self._room = [number for number, load in enumerate(self._loads) if load < each]
+
     def changes(self) -> Changes:
         """Give places to those that want them, the best first; return what changed since the last call."""
         ousted = set()
         for rank, ticker in self._by_rank():
-            if len(self.placed) < self._limits.places:
+            if self._room or len(self._loads) < self.limits.connections:
                 self._place(ticker, rank)
                 continue
             worst = self._last()
@@ -110,7 +111,7 @@ class Plan:
             self._loads.append(0)
         connection = self._room[0]
         self._loads[connection] += 1
-        if self._loads[connection] == self._limits.markets_per_connection:
+        if self._loads[connection] >= self.limits.markets_per_connection:
             heapq.heappop(self._room)
         self.placed[ticker] = connection
         self._ranks[ticker] = rank
@@ -121,7 +122,7 @@ class Plan:
     def _leave(self, ticker: str) -> None:
         connection = self.placed.pop(ticker)
         del self._ranks[ticker]
-        if self._loads[connection] == self._limits.markets_per_connection:
+        if self._loads[connection] == self.limits.markets_per_connection:
             heapq.heappush(self._room, connection)
         self._loads[connection] -= 1
         self._changes.unsubscribe.setdefault(connection, []).append(ticker)

@@ -8,7 +8,7 @@ or their time has come. Bounded by the exchange's own number of markets: one tha
 import hashlib
 import heapq
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -42,7 +42,7 @@ class Known:
     digest: int = 0
     ended_us: int | None = None
     settled: bool = False  # said so by a lifecycle frame
-    listed: int = 0  # the last full list that had it
+    listed: int = 0  # the last list that had it
 
 
 class Registry:
@@ -98,6 +98,10 @@ class Registry:
         known = self.markets.get(ticker)
         return known is not None and known.settled and known.status not in ("settled", "finalized")
 
+    def stir(self, tickers: Iterable[str]) -> None:
+        """Have these looked at again."""
+        self._stirred.update(dict.fromkeys(tickers))
+
     def stirred(self, now_us: int) -> list[str]:
         """Return the markets whose rank may have changed since the last call; forget those that ended long ago."""
         while self._later and self._later[0][0] <= now_us:
@@ -120,6 +124,12 @@ class Registry:
         ):
             return None
         return (known.status != "active", known.occurrence_us or _NEVER_US, -known.volume.bit_length())
+
+    def unmet(self, bodies: list[Any], listed: int) -> bool:
+        """Return whether any of these market objects was not yet in the list of that number."""
+        tickers = (body.get("ticker") for body in bodies if type(body) is dict)
+        known = (self.markets.get(ticker) for ticker in tickers if type(ticker) is str)
+        return any(each is None or each.listed < listed for each in known)
 
     def unlisted(self, listed: int) -> list[str]:
         """Return the markets that have not ended as far as is known, but are not in the full list of that number."""

@@ -19,9 +19,9 @@ from services.ingest.settings import Settings
 
 COUNTED: Final = (
     "bytes", "book_frames", "trade_frames", "ticker_frames", "lifecycle_frames", "other_frames", "breaks",
-    "sequence_gap", "stale", "unannounced", "malformed", "unparsable", "negative_level", "unknown_type", "error", "unanswered",
-    "refused_markets", "snapshots_requested", "failed", "commands", "reconnects", "handshakes_failed",
-    "rest_requests", "rest_retries", "rest_records", "rest_refused", "rest_unparsable", "rest_endless",
+    "sequence_gap", "stale", "unannounced", "unasked", "malformed", "unparsable", "negative_level", "unknown_type", "error",
+    "unanswered", "refused_markets", "turned_away", "snapshots_requested", "failed", "commands", "reconnects",
+    "handshakes_failed", "rest_requests", "rest_retries", "rest_records", "rest_refused", "rest_unparsable", "rest_endless",
 )  # fmt: skip
 """What only grows; each is a metric kb_ingest_<name>_total."""
 
@@ -38,7 +38,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     ):
         gatherer = Gatherer(settings, outbox, rest, counts, rng)
 
-        def counters() -> Mapping[str, int | str]:
+        def counters() -> Mapping[str, int | float | str]:
             return {f"{name}_total": counts[name] for name in COUNTED} | {
                 "frames_total": sum(counts[name] for name in COUNTED if name.endswith("_frames")),
                 "connections": sum(connection.connected for connection in gatherer.connections.values()),
@@ -46,6 +46,8 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
                 "markets": len(gatherer.registry.markets),
                 "left_out_markets": counts["left_out"],
                 "left_out": gatherer.left_out,
+                "trouble": gatherer.trouble,
+                "clock_skew_seconds": gatherer.clock_skew_seconds,
                 "buffered_bytes": outbox.buffered,
                 "spool_bytes": outbox.spool_bytes,
                 "spooled_total": outbox.spooled,

@@ -25,3 +25,15 @@ def test_backoff_grows_is_capped_and_jitters() -> None:
     assert all(0 <= wait <= LONGEST for row in waits for wait in row)
     assert max(waits[0]) <= 0.25 and max(waits[1]) <= 4 and max(waits[-1]) > LONGEST / 2
     assert len({round(wait, 6) for wait in waits[-1]}) > 100
+
+
+def test_slowed_it_halves_to_one_a_second_at_least() -> None:
+    for rate, intervals in ((4, [0.5, 1, 1]), (0.5, [2, 2, 2])):
+        pace, happened = Pace(rate), []
+        for _ in range(4 + int(rate)):
+            pace.wait(1000.0)  # the first second's burst
+        for _ in intervals:
+            pace.slow()
+            first = pace.wait(1000.0)
+            happened.append(round(pace.wait(1000.0) - first, 6))
+        assert happened == intervals

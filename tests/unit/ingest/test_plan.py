@@ -18,6 +18,7 @@ class Plans(RuleBasedStateMachine):
     def begin(self, connections: int, each: int) -> None:
         self.limits = Limits(connections, each)
         self.plan = Plan(self.limits)
+        self.room = connections * each
         self.wanted: dict[str, Rank] = {}
         self.places: dict[str, int] = {}  # as who only hears of the changes has them
         self.settled = True
@@ -46,7 +47,7 @@ class Plans(RuleBasedStateMachine):
                 assert ticker not in self.places
                 self.places[ticker] = number
         assert changes.ousted == before.keys() & self.wanted.keys() - self.places.keys()
-        if len(self.wanted) <= self.limits.places:
+        if len(self.wanted) <= self.room:
             assert not changes.ousted
         self.settled = True
 
@@ -58,7 +59,7 @@ class Plans(RuleBasedStateMachine):
         assert places == self.plan.placed
         assert self.plan.left_out == {ticker: rank for ticker, rank in wanted.items() if ticker not in places}
         assert places.keys() <= wanted.keys()
-        assert len(places) == min(len(wanted), limits.places)
+        assert len(places) == min(len(wanted), self.room)
         loads = [list(places.values()).count(number) for number in range(limits.connections)]
         assert sum(loads) == len(places) and max(loads) <= limits.markets_per_connection
         if self.plan.left_out:
@@ -76,6 +77,23 @@ def test_nothing_new_is_no_change() -> None:
     plan.want("A", (False, 0, 0))
     changes = plan.changes()
     assert (changes.subscribe, changes.unsubscribe, changes.ousted) == ({}, {}, frozenset())
+
+
+def test_a_lowered_limit_moves_nobody_and_holds_for_the_others() -> None:
+    """The exchange took only two on a connection that was to hold three."""
+    plan = Plan(Limits(3, 3))
+    for ticker in "ABCD":
+        plan.want(ticker, (False, 0, 0))
+    assert plan.changes().subscribe == {0: ["A", "B", "C"], 1: ["D"]}
+    plan.lower(2)
+    plan.drop("C")
+    plan.want("C", (False, 1, 0))
+    for ticker in "EFG":
+        plan.want(ticker, (False, 2, 0))
+    changes = plan.changes()
+    assert changes.unsubscribe == {0: ["C"]} and changes.subscribe == {1: ["C"], 2: ["E", "F"]} and list(plan.left_out) == ["G"]
+    plan.drop("A")
+    assert plan.changes().subscribe == {0: ["G"]}
 
 
 def test_a_market_of_the_same_rank_ousts_nobody() -> None:

@@ -461,3 +461,62 @@ def test_an_exchange_without_combos_is_no_reason_to_leave() -> None:
     feed(session, frames.subscribed(1, LIFECYCLE, 1), frames.error(8, "Unknown channel name", id=2))
     session.due(LATER)
     assert session.settled and session.failed is None
+
+
+# The exchange's limits.
+
+
+def test_a_command_that_came_too_fast_is_sent_again_and_slower() -> None:
+    session = open_session(A)
+    session.subscribe({B: None}, NOW)
+    before = sent(session)
+    assert [action for action, *_ in before] == ["add_markets"] * 3
+    feed(session, *[frames.error(27, "Too many requests", id=number) for number in (2, 3, 4)])
+    assert session.too_fast and not sent(session) and not session.settled
+    session.due(NOW + sessions.SLOWER_US)
+    assert sent(session) == before and session.failed is None
+    feed(session, frames.ok(5, 1, 1, []), frames.ok(6, 2, 1, []), frames.ok(7, 3, 1, []))
+    assert session.settled
+
+
+def test_a_first_subscription_that_came_too_fast_is_sent_again() -> None:
+    session = Session(RawFrame, "g1", 4, 77, skew_us=0, counts=Counter())
+    session.subscribe({A: None}, NOW)
+    before = sent(session)
+    for time in range(1, 9):  # for as long as the exchange says so
+        feed(session, frames.error(27, "Too many requests", id=time))
+        session.due(NOW + time * sessions.SLOWER_US)
+        assert sent(session) == before and session.failed is None
+
+
+def test_markets_beyond_the_exchange_s_limit_are_turned_away_and_the_others_undisturbed() -> None:
+    session = open_session(A, B)
+    feed(session, frames.snapshot(A, 1, 1), frames.snapshot(B, 1, 2))
+    session.subscribe({C: None}, NOW)
+    sent(session)
+    feed(session, frames.ok(3, 2, 1, []), frames.ok(4, 3, 1, []), frames.error(26, "Subscription market limit exceeded", id=2))
+    assert (session.turned_away, session.most_markets, session.failed) == ([C], 2, None)
+    assert sent(session) == [("delete_markets", [2], [C]), ("delete_markets", [3], [C])]
+    # The trades of it were vouched for since the exchange had said ok: not any more.
+    assert brief(feed(session, frames.ok(5, 2, 2, [])))[1:] == [("BREAK", TRADES, C)]
+    assert not [r for r in feed(session, frames.delta(A, 1, 3), frames.delta(B, 1, 4)) if r.kind != "FRAME"]
+    assert session.markets == 2
+
+
+def test_a_whole_first_batch_turned_away_says_how_many_to_try() -> None:
+    session = Session(RawFrame, "g1", 4, 77, skew_us=0, counts=Counter())
+    many = [f"KXDOG-{n}" for n in range(40)]
+    session.subscribe(dict.fromkeys(many), NOW)
+    feed(session, frames.error(26, "Subscription market limit exceeded", id=1))
+    assert (session.turned_away, session.most_markets, session.markets) == (many, 20, 0)
+
+
+def test_a_snapshot_nobody_asked_for_is_kept_and_counted() -> None:
+    counts: Counter[str] = Counter()
+    session = Session(RawFrame, "g1", 4, 77, skew_us=0, counts=counts)
+    session.subscribe({A: None}, NOW)
+    sent(session)
+    feed(session, frames.subscribed(1, BOOK, 1))
+    records = feed(session, *[frames.snapshot(f"KXCAT-{n}", 1, n + 1) for n in range(200)])
+    assert len(records) == 200 and counts["unasked"] == 200 and not sent(session)
+    assert list(session._by_sid[1].markets) == [A]  # nothing of them is remembered
