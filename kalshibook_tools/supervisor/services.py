@@ -64,6 +64,7 @@ def environment(options: Options, addresses: Addresses, name: str, port: int) ->
         env |= {"KB_GATEWAY_HOST": "127.0.0.1", "KB_GATEWAY_PORT": str(port)}
     if name == "ingest":
         env |= _exchange(options)
+        env.setdefault("KB_SPOOL", str(options.home.path / "spool"))
     return env
 
 
