@@ -47,6 +47,7 @@ METRICS: Final[Mapping[str, str]] = {
     "kb_ingest_rest_refused_total": "REST requests the exchange refused for good.",
     "kb_ingest_rest_unparsable_total": "REST answers or market objects that could not be read.",
     "kb_ingest_rest_endless_total": "Lists of markets given up since they had no end.",
+    "kb_ingest_late_markets_total": "Markets that traded already when they were first heard of: not_yet_subscribed until then.",
     "kb_ingest_connections": "Websocket connections that live.",
     "kb_ingest_subscriptions": "Markets placed on connections.",
     "kb_ingest_markets": "Markets known.",

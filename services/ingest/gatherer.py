@@ -9,15 +9,16 @@ import asyncio
 import itertools
 import random
 from collections import Counter
-from typing import Final
+from typing import Any, Final
 
 import structlog
 
+from kalshibook_core.kalshi import messages
 from kalshibook_core.kalshi.markets import DATE_RESOLUTION_US
 from kalshibook_core.kalshi.messages import Lifecycle, UnparsableFrame
 from kalshibook_core.runtime import clock, logs
 from kalshibook_core.wire import codec
-from kalshibook_core.wire.events import Cause, RawFrame, RawKind
+from kalshibook_core.wire.events import BOOK, Cause, RawFrame, RawKind
 from services.ingest import catalogue
 from services.ingest.catalogue import Extent
 from services.ingest.connection import Connection
@@ -285,6 +286,7 @@ class Gatherer:
         """Take a page; publish what is new in it. Return the tickers it has."""
         seen = set()
         for body in answer.body["markets"]:
+            known = type(body) is dict and body.get("ticker") in self.registry.markets
             try:
                 news = self.registry.read(body, answer.skew_us, answer.at_us, number)
             except UnparsableFrame as error:
@@ -293,6 +295,8 @@ class Gatherer:
             seen.add(body["ticker"])
             if news is not None:
                 self._publish(answer, *news)
+            if not known and body.get("status") == "active":
+                self._say_late(answer, body)
         self._changed.set()
         await self._outbox.room()
         return seen
@@ -300,10 +304,24 @@ class Gatherer:
     def _publish(self, answer: Answer, ticker: str, payload: bytes) -> None:
         self._counts["rest_records"] += 1
         clock_us = answer.at_us + (answer.skew_us or 0)
-        record = RawFrame(
-            RawKind.REST, self._settings.gatherer, -1, 0, "", -1, -1, False, ticker, answer.at_us, clock_us, answer.path, payload
-        )
-        self._outbox.add(ticker.encode(), codec.encode(record), answer.at_us // 1000)
+        self._add(RawKind.REST, "", ticker, answer.at_us, clock_us, answer.path, payload)
+
+    def _say_late(self, answer: Answer, body: dict[str, Any]) -> None:
+        """A market that trades already is heard of only now: what its book was since it opened, nobody here has seen.
+
+        A BREAK of no generation, before its first snapshot, with the time it opened at. Who knows the market already ignores it.
+        """
+        try:
+            open_us = messages.time_us(body["open_time"])
+        except (KeyError, TypeError, ValueError):
+            return  # since when is not known either
+        self._counts["late_markets"] += 1
+        self._add(RawKind.BREAK, BOOK, body["ticker"], answer.at_us, open_us, Cause.NOT_SUBSCRIBED, b"")
+
+    def _add(self, kind: str, channel: str, ticker: str, recv_us: int, clock_us: int, detail: str, payload: bytes) -> None:
+        nowhere = (-1, 0, channel, -1, -1, False)
+        record = RawFrame(kind, self._settings.gatherer, *nowhere, ticker, recv_us, clock_us, detail, payload)
+        self._outbox.add(ticker.encode(), codec.encode(record), recv_us // 1000)
 
     def _tell(self, kind: str, why: str) -> None:
         self._counts[kind] += 1

@@ -46,7 +46,8 @@ class Capture:
             raise AssertionError(f"never came: {what}; have {Counter((r.kind, r.channel) for r in self.records)}") from None
 
     def of(self, kind: str, channel: str = BOOK) -> list[RawFrame]:
-        return [r for r in self.records if r.kind == kind and r.channel == channel]
+        """Records of one kind; not the BREAK that says of a market heard of late that nobody saw it before."""
+        return [r for r in self.records if r.kind == kind and r.channel == channel and r.generation > 0]
 
     def frames(self, ticker: str, channel: str = BOOK) -> list[dict[str, Any]]:
         return [orjson.loads(r.payload) for r in self.of("FRAME", channel) if r.market_ticker == ticker]
@@ -152,6 +153,13 @@ async def test_what_was_sent_is_in_the_topic(cluster: Cluster, tmp_path: Path) -
     one = capture.of("FRAME")[0]
     assert (one.gatherer, one.connection, one.yes_price, one.detail) == ("g1", 0, False, "")
     assert all(r.clock_us >= messages.envelope(r.payload).exchange_us for r in capture.of("FRAME"))
+    # Each was trading when it was heard of: before its first book it says since when nobody had seen it.
+    for ticker in tickers:
+        mine = [r for r in capture.records if r.market_ticker == ticker and r.channel == BOOK]
+        (late,) = [r for r in mine if r.generation == 0]
+        opened = next(m.body["open_time"] for m in capture.exchange.exchange.markets.values() if m.ticker == ticker)
+        assert mine[0] == late and (late.kind, late.detail, late.payload) == ("BREAK", "not_yet_subscribed", b"")
+        assert late.clock_us == messages.time_us(opened)
     rest = [r for r in capture.records if r.kind == "REST"]
     assert {orjson.loads(r.payload)["ticker"] for r in rest} >= tickers and all("/markets?" in r.detail for r in rest)
 

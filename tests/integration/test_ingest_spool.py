@@ -239,4 +239,4 @@ async def test_without_a_spool_memory_is_the_bound(parts: Parts, tmp_path: Path)
                 assert await running.wait() == 0
         records = await now.raw()
         assert_whole(records)
-        assert {r.detail for r in records if r.kind == "BREAK"} == {"broker_outage", "disconnect"}
+        assert {r.detail for r in records if r.kind == "BREAK" and r.generation} == {"broker_outage", "disconnect"}
