@@ -25,6 +25,7 @@ from kalshibook_core.kafka.errors import KafkaFault, OffsetLost, ProduceFailed, 
 from kalshibook_core.kafka.producer import Producer
 from kalshibook_core.kafka.reader import read_partition
 from kalshibook_core.runtime import clock, logs
+from kalshibook_core.runtime.settings import ConfigurationError
 from services.ingest.delivered import Delivered
 from services.ingest.segments import Record
 from services.ingest.settings import SpoolSettings
@@ -80,7 +81,10 @@ class Outbox:
 
     async def __aenter__(self) -> Self:
         if self._settings is not None:
-            self._spool = Spool(self._folder, clock.now_us())
+            try:
+                self._spool = Spool(self._folder, clock.now_us())
+            except OSError as error:
+                raise ConfigurationError(f"KB_SPOOL: {error}") from error
             self._recovered = not self._spool.empty
         self._tasks = asyncio.TaskGroup()
         await self._tasks.__aenter__()
@@ -153,20 +157,24 @@ class Outbox:
     async def room(self) -> None:
         """Wait while `full`."""
         while self.full:
-            self._moved.clear()
-            await self._moved.wait()
+            await self._change()
 
     async def safe(self) -> None:
         """Return when all that was added so far is at the broker or on the disk: then it survives this process."""
-        if self._direct:
-            goal = list(self._added)
-            while self._direct and any(acked < added for acked, added in zip(self._acked, goal, strict=True)):
-                self._moved.clear()
-                await self._moved.wait()
-        if self._spool is not None:
-            while self._spool.pending_bytes:
-                self._moved.clear()
-                await self._moved.wait()
+        if self._spool is None:
+            if self._producer is not None:
+                await self._producer.flush()
+            return
+        added = list(self._added)
+        while self._direct and any(acked < goal for acked, goal in zip(self._acked, added, strict=True)):
+            await self._change()
+        appended = self._spool.appended
+        while self._spool.written < appended:
+            await self._change()
+
+    async def _change(self) -> None:
+        self._moved.clear()
+        await self._moved.wait()
 
     # To the broker.
 

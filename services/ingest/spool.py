@@ -85,6 +85,7 @@ class Spool:
         self._unsynced = False
         self._reading: Segment | None = None  # the last one that was read from, up to `_offset`
         self._offset = self._read_chain = 0
+        self.appended = self.written = 0  # records of this process
         self.blocked = False  # the disk refused the last write
         self.dropped_bytes = 0
 
@@ -96,11 +97,6 @@ class Spool:
             os.close(self._file)
             self._file = None
         os.close(self._lock)
-
-    @property
-    def pending_bytes(self) -> int:
-        """Bytes not written yet."""
-        return len(self._pending)
 
     @property
     def last(self) -> Segment | None:
@@ -118,6 +114,7 @@ class Spool:
         """Add a record; `write` brings it to the disk."""
         packed, self._chain = segments.pack(record, self._chain)
         self._pending += packed
+        self.appended += 1
         self.size += len(packed)
 
     def write(self) -> None:
@@ -142,6 +139,7 @@ class Spool:
         self._sizes[last] += len(self._pending)
         self._pending.clear()
         self._written_chain = self._chain
+        self.written = self.appended
         self._unsynced = True
         self.blocked = False
 

@@ -164,6 +164,25 @@ async def test_a_missing_setting_is_exit_2_and_its_name(cluster: Cluster, tmp_pa
     assert (running.returncode, said) == (2, b"configuration: KALSHI_API_KEY_ID is not set\n")
 
 
+async def test_a_spool_that_cannot_be_had_is_exit_2_and_why(cluster: Cluster, tmp_path: Path) -> None:
+    """A file where the folder should be; then the folder of a gatherer that runs."""
+    (tmp_path / "file").touch()
+    async with watched(cluster, tmp_path) as capture:
+        env = environment(cluster, capture.exchange)
+        for folder, why in (
+            (tmp_path / "file", b"Not a directory"),
+            (tmp_path / "spool", b"used by another gatherer of that name"),
+        ):
+            async with process(env | {"KB_SPOOL": str(tmp_path / "spool")}) as first:
+                await event(first, "capturing")
+                running = await asyncio.create_subprocess_exec(
+                    sys.executable, "-m", "services.ingest", env=env | {"KB_SPOOL": str(folder)}, stderr=asyncio.subprocess.PIPE
+                )
+                _, said = await running.communicate()
+                assert running.returncode == 2
+                assert said.splitlines()[-1].startswith(b"configuration: KB_SPOOL: ") and why in said
+
+
 async def test_it_is_ready_once_the_first_markets_are_subscribed(cluster: Cluster, tmp_path: Path, free_tcp_port: int) -> None:
     async with watched(cluster, tmp_path) as capture, httpx.AsyncClient(base_url=f"http://127.0.0.1:{free_tcp_port}") as health:
         env = environment(cluster, capture.exchange) | {"KB_HEALTH_PORT": str(free_tcp_port)}

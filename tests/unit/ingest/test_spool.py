@@ -188,9 +188,9 @@ def test_a_refused_write_is_tried_again_and_leaves_no_half_record(tmp_path: Path
     with monkeypatch.context() as disk:
         disk.setattr(os, "write", full)
         spool.write()
-    assert spool.blocked and read_all(spool) == numbered(2)[:1]
+    assert spool.blocked and (spool.written, spool.appended) == (1, 2) and read_all(spool) == numbered(2)[:1]
     spool.write()
-    assert not spool.blocked and read_all(spool) == numbered(2)[1:] and spool.exhausted
+    assert not spool.blocked and spool.written == 2 and read_all(spool) == numbered(2)[1:] and spool.exhausted
 
 
 @given(
