@@ -49,7 +49,7 @@ async def _measure(cluster: Cluster) -> list[Row]:
 
 
 async def _ours(cluster: Cluster) -> float:
-    member, stop = Member(Settings(cluster, BATCH, 20, 50_000, "127.0.0.1", 0)), asyncio.Event()
+    member, stop = Member(Settings(cluster, BATCH, 20, 50_000, 10_000, 300_000_000, 50_000, "127.0.0.1", 0)), asyncio.Event()
 
     async def watch() -> float:
         while not member.ready():  # noqa: ASYNC110  (watched from outside, as a supervisor would)

@@ -26,7 +26,7 @@ TRADES: Final = Topic("kalshi.trades.v1", "deduplicator")
 TICKERS: Final = Topic("kalshi.tickers.v1", "deduplicator")
 LIFECYCLE: Final = Topic("kalshi.lifecycle.v1", "deduplicator")
 CHECKPOINTS: Final = Topic("kalshi.checkpoints.v1", "reconstructor", cleanup="compact", retention_ms=-1)
-MEMORY: Final = Topic("kb.deduplicator.v1", "deduplicator", cleanup="compact", retention_ms=-1)
+MEMORY: Final = Topic("kb.deduplicator.v2", "deduplicator", cleanup="compact", retention_ms=-1)
 USAGE: Final = Topic("kb.usage.v1", "gateway", retention_ms=30 * _DAY_MS)
 
 ALL: Final = (RAW, BOOK, TRADES, TICKERS, LIFECYCLE, CHECKPOINTS, MEMORY, USAGE)

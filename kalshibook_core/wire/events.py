@@ -216,21 +216,13 @@ class Checkpoint(NamedTuple):
 
 
 class MarketMemory(NamedTuple):
-    """kb.deduplicator.v1 (compacted): what the deduplicator knows of a market and no canonical topic can tell after a restart.
+    """kb.deduplicator.v2 (compacted): all that the deduplicator knew of a market after the raw record at `raw_offset`.
 
-    Key: the raw record's. Its writer is its only reader. `trades_gatherer` "" means trades were never vouched for.
+    Key: the ticker. Its writer is its only reader, and alone knows what is in `state`.
     """
 
     market_ticker: str
-    ended: bool  # determined or later: nothing more can be lost of it
-    lifecycle_digest: int  # of the last lifecycle frame's body, 0 for none
-    market_digest: int  # of the last REST market object, 0 for none
-    trades_gatherer: str  # who vouches, or vouched last, for the market's trades
-    trades_connection: int
-    trades_generation: int
-    trades_since_us: int  # the exchange time that vouching began at
-    trades_gap_start_us: int | None  # not None: a gap in the trades is open
-    trades_gap_cause: str | None
+    state: bytes
     raw_offset: int
 
 

@@ -1,179 +1,576 @@
-"""One market's book log: raw book frames in, numbered events out. Pure; its whole state can be rebuilt from its own events.
+"""One market's book log: raw book frames of all its sources in, numbered events out. Pure.
 
-    nothing known --snapshot--> whole --BREAK, successor, parse failure, contradiction--> gap --snapshot--> whole
+    nothing known --snapshot--> whole --the last aligned source leaves--> gap --snapshot--> whole
 
-The state is the book, the version and effective time of the last event, who it came from and, in a gap, the gap. Each of them
-stands in the last event (or in a Checkpoint), so `restore` and `replay` give exactly the state that wrote them: nothing may be
-added here that an event does not carry.
+Whoever is first extends the log; the others confirm it. It stays whole while one source stands in it: also one that is behind,
+which may yet deliver what follows. What leaves a source unaligned: a BREAK, a newer generation of its gatherer, content that
+cannot be read or that the book cannot take, a snapshot on our asking that differs, an event that contradicts the log, and falling
+out of the window. All but the first four leave its book known, so it is aligned again as soon as it agrees.
+
+Two that contradict each other: whoever was first is believed, unless more sources say the same other thing than have
+confirmed it. Then the log is corrected: a gap from the last instant that they agreed on, their book there, their events.
+
+Bounds. A source whose place is not known keeps at most `Limits.events` events; full, it takes the older half into its book. If it
+is ahead of the log and those it waits for are more than `Limits.patience_us` behind it, or its events are full, they are given
+up: a gap is told and it begins the log anew. So a gatherer that died without a word holds a market that long and no longer.
 """
 
+from bisect import bisect_left
 from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NamedTuple
 
 from kalshibook_core.kalshi import messages
 from kalshibook_core.orderbook import Book, CorruptBook
 from kalshibook_core.orderbook.checksum import to_signed
-from kalshibook_core.wire.events import BOOK, BookDelta, BookEvent, BookSnapshot, Cause, Checkpoint, Gap, RawFrame
-from services.deduplicator.alignment import NOBODY, Source, Standing, may_rebase, standing
+from kalshibook_core.wire.events import BOOK, BookDelta, BookEvent, BookSnapshot, Cause, Gap, RawFrame
+from services.deduplicator.alignment import (
+    LAG_US,
+    MARGIN,
+    WHOLE_BOOK,
+    Content,
+    Heard,
+    Life,
+    Lives,
+    Source,
+    Standing,
+    Window,
+    book_of,
+    book_state,
+)
 
-LAG_US = 10_000_000
-"""The greatest lag between the markets of one subscription seen on the wire: a sid that was whole up to t has lost nothing older
-than t - LAG_US of any market."""
+ALIGNED, SEEKING, BROKEN = Standing.ALIGNED, Standing.SEEKING, Standing.BROKEN
 
 
-class BrokenLog(Exception):
-    """The stored events of a market do not follow one another, so no state can be rebuilt from them."""
+PAST: Final = 64
+"""Ended sources that a market keeps at most, with `Limits.events` together; what does not fit is in the gap alone, if
+there is one."""
+
+
+class Limits(NamedTuple):
+    """How much of a market is remembered."""
+
+    events: int = 10_000
+    patience_us: int = 300_000_000
+
+
+LIMITS: Final = Limits()
 
 
 class MarketLog:
     """The numbered log of one market's book."""
 
-    __slots__ = ("book", "effective_us", "gap_cause", "gap_start_us", "leader", "tally", "ticker", "version")
+    __slots__ = (
+        "_begun_us", "_leader", "_lives", "_offset", "_raw", "_tell", "_trim_at", "_vouched_us", "book", "effective_us", "ended",
+        "gap_cause", "gap_start_us", "limits", "made", "past", "sources", "tally", "ticker", "version", "window",
+    )  # fmt: skip
 
-    def __init__(self, ticker: str, tally: Counter[str]) -> None:
-        """Make an empty log; what happens in it is counted in `tally`."""
-        self.ticker = ticker
-        self.tally = tally
+    def __init__(
+        self,
+        ticker: str,
+        tally: Counter[str],
+        lives: Lives,
+        limits: Limits,
+        tell: Callable[[str, str, str], None],
+    ) -> None:
+        """Make an empty log.
+
+        `lives` are the partition's. What happens is counted in `tally`; what an operator should know is told as well:
+        `tell(kind, ticker, why)` does both.
+        """
+        self.ticker, self.tally, self.limits = ticker, tally, limits
+        self._lives, self._tell = lives, tell
         self.book = Book()
         self.version = 0
         self.effective_us = 0
-        self.leader: Source = NOBODY
         self.gap_start_us: int | None = None
         self.gap_cause: str | None = None
+        self.ended = False
+        self.sources: dict[str, Source] = {}  # by gatherer
+        self.past: list[Source] = []  # that ended ahead of the log, which may still come to what they heard
+        self.window = Window()
+        self.made: list[BookEvent] = []
+        self._leader = ""  # the gatherer that the last event came from
+        self._begun_us = 0  # effective time of the snapshot the window began with
+        self._vouched_us = 0  # up to this instant those who have left had delivered everything
+        self._trim_at = 2 * MARGIN
 
     @property
     def whole(self) -> bool:
         """True while the book is known."""
         return self.version > 0 and self.gap_start_us is None
 
-    def delta(self, raw: RawFrame, offset: int, delta: messages.Delta) -> list[BookEvent]:
-        """Return the events that an orderbook_delta makes; raise CorruptBook, having changed nothing, if it cannot be true."""
-        if self.gap_start_us is not None or raw[1:4] != self.leader:
-            return self._unaligned(raw, offset)
-        side, price, change, exchange_us = delta
-        book = self.book
-        book.apply(side, price, change)
-        self.version += 1
-        self.effective_us = max(self.effective_us, exchange_us or raw.clock_us)
-        _, gatherer, connection, generation, _, sid, seq, _, _, recv_us, _, _, _ = raw
-        checksum = book.checksum
-        return [
-            BookDelta(
-                self.ticker, self.version, self.effective_us, exchange_us, recv_us, side, price, change,
-                checksum - 0x1_0000_0000_0000_0000 if checksum >> 63 else checksum,
-                gatherer, connection, generation, sid, seq, offset,
-            )
-        ]  # fmt: skip
+    @property
+    def waits(self) -> bool:
+        """True while some source's place is not known."""
+        return any(source.standing is SEEKING for source in self.sources.values())
 
-    def snapshot(self, raw: RawFrame, offset: int, book: Book, solicited: bool, ended: bool) -> list[BookEvent]:
-        """Return the events that a whole book makes. `solicited`: it answers our get_snapshot, and nobody else got it."""
-        found = standing(self.leader, raw[1:4])
-        if not self.whole:
-            if self.version and not may_rebase(found, raw.clock_us, self.effective_us):
-                return self._refuse()
-            return [self._rebase(raw, offset, book)]
-        if found is Standing.LEADER:
+    # What the raw topic says. Each returns the events it makes.
+
+    def confirms(self, raw: RawFrame, mark: int) -> bool:
+        """Return whether a frame whose content has this hash is what its source had to deliver next; if so, that is all."""
+        source = self.sources.get(raw[1])
+        if source is None or source.standing is not ALIGNED:
+            return False
+        window, life = self.window, source.life
+        at = source.at + 1 - window.first
+        if source.at >= window.head or window.prints[at] != mark or life.generation != raw[3] or life.connection != raw[2]:
+            return False
+        self._confirm(source)
+        life.reach(window.times[at])
+        return True
+
+    def delta(self, raw: RawFrame, offset: int, delta: messages.Delta, mark: int = 0) -> list[BookEvent]:
+        """Take an orderbook_delta; `mark` is the hash of its content."""
+        self.made, self._raw, self._offset = [], raw, offset
+        source = self._source(raw)
+        if source is None or source.standing is BROKEN:
+            self.tally["refused"] += 1
+            return self.made
+        side, price, change, exchange_us = delta
+        source.life.reach(exchange_us)
+        self._hear(source, Heard(exchange_us, side, price, change, raw[9], raw[10], raw[5], raw[6], offset, None), mark)
+        return self.made
+
+    def snapshot(self, raw: RawFrame, offset: int, book: Book, solicited: bool) -> list[BookEvent]:
+        """Take a whole book. `solicited`: it answers our get_snapshot, and nobody else got it."""
+        self.made, self._raw, self._offset = [], raw, offset
+        source = self._source(raw, new=True)
+        if source is None:
+            self.tally["refused"] += 1
+            return self.made
+        event = Heard(0, WHOLE_BOOK, 0, book.checksum, raw[9], raw[10], raw[5], raw[6], offset, book)
+        if source.standing is ALIGNED:
             if not solicited:
-                return [self._rebase(raw, offset, book)]
-            if book == self.book:
-                self.tally["confirmed"] += 1
-                return []
-            return [self._gap(raw, offset, Cause.SEQUENCE_GAP, self.effective_us), self._rebase(raw, offset, book)]
-        if found is Standing.SUCCESSOR:
-            lost: list[BookEvent] = [] if ended else [self._gap(raw, offset, Cause.DISCONNECT, self.effective_us)]
-            return [*lost, self._rebase(raw, offset, book)]
-        return self._refuse()
+                self._hear(source, event)
+            elif self.window.sums[source.at - self.window.first] == book.checksum:
+                self.tally["snapshots_confirmed"] += 1
+            else:
+                source.anchor(book, raw[10], (raw[9], raw[5], raw[6], offset))
+                self._left(Cause.SEQUENCE_GAP, self.effective_us)
+        elif source.standing is SEEKING and self._stands() and not (solicited and source.checksum != book.checksum):
+            if not solicited:
+                self._hear(source, event)
+        else:
+            source.anchor(book, raw[10], (raw[9], raw[5], raw[6], offset))
+            self._place(source)
+        return self.made
 
     def broken(self, raw: RawFrame, offset: int) -> list[BookEvent]:
-        """Return the events that a BREAK makes: a gap from the last instant that its sid surely had everything of."""
-        found = standing(self.leader, raw[1:4])
-        if not self.whole or found not in (Standing.LEADER, Standing.SUCCESSOR):
-            return []
-        if found is Standing.SUCCESSOR:
-            return self._unaligned(raw, offset)
-        return [self._gap(raw, offset, raw.detail, max(self.effective_us, raw.clock_us - LAG_US))]
+        """Take a BREAK: its sid was whole up to its clock_us, and nothing it lost of this market is older than LAG_US
+        before that."""
+        self.made, self._raw, self._offset = [], raw, offset
+        source = self._source(raw)
+        if source is not None:
+            self._leaves(source, raw.detail, raw.clock_us - LAG_US)
+        return self.made
 
     def unreadable(self, raw: RawFrame, offset: int, exchange_us: int) -> list[BookEvent]:
-        """Return the events that a book frame without readable content makes; `exchange_us` is its own time, 0 if it has none.
+        """Take a book frame without readable content; `exchange_us` is its own time, 0 if it has none.
 
         Up to that time nothing is missing; without it, up to where the frame can lag at most.
         """
-        if raw[1:4] != self.leader or not self.whole:
-            return self._unaligned(raw, offset)
-        start_us = max(self.effective_us, exchange_us or raw.clock_us - LAG_US)
-        return [self._gap(raw, offset, Cause.PARSE_FAILURE, start_us)]
-
-    def contradicted(self, raw: RawFrame, offset: int) -> list[BookEvent]:
-        """Return the gap of a delta that the book cannot take: the book is wrong already, since nobody knows when."""
-        return [self._gap(raw, offset, Cause.PARSE_FAILURE, self.effective_us)]
-
-    def restore(self, saved: Checkpoint) -> None:
-        """Take the state a checkpoint holds, if it is newer; raise BrokenLog if its book and checksum differ."""
-        if saved.version <= self.version:
-            return
-        self.book = Book(saved.yes, saved.no)
-        self.version, self.effective_us = saved.version, saved.effective_us
-        self.gap_start_us, self.gap_cause = saved.gap_start_us, saved.gap_cause
-        self.leader = (saved.gatherer, saved.connection, saved.generation)
-        self._verify(saved.checksum)
-
-    def replay(self, event: BookEvent) -> None:
-        """Take one of the log's own events, in order; those that a checkpoint covers pass by. Raise BrokenLog."""
-        if event.version <= self.version:
-            return
-        if event.version != self.version + 1:
-            raise BrokenLog(f"{self.ticker}: version {event.version} follows {self.version} in kalshi.book.v1")
-        if isinstance(event, BookDelta):
-            try:
-                self.book.apply(event.side, event.price, event.delta)
-            except CorruptBook as error:
-                raise BrokenLog(f"{self.ticker} version {event.version}: {error}") from error
-        elif isinstance(event, BookSnapshot):
-            self.book = Book(event.yes, event.no)
-            self.gap_start_us = self.gap_cause = None
+        self.made, self._raw, self._offset = [], raw, offset
+        source = self._source(raw)
+        if source is None or source.standing is BROKEN:
+            self.tally["refused"] += 1
         else:
-            self.gap_start_us, self.gap_cause = event.start_us, event.cause
-        self.version, self.effective_us = event.version, event.effective_us
-        self.leader = (event.gatherer, event.connection, event.generation)
-        self._verify(event.checksum)
+            self._leaves(source, Cause.PARSE_FAILURE, exchange_us or raw.clock_us - LAG_US)
+        return self.made
 
-    def _verify(self, checksum: int) -> None:
-        if to_signed(self.book.checksum) != checksum:
-            raise BrokenLog(
-                f"{self.ticker} version {self.version}: the book in kalshi.book.v1 does not have the checksum it states"
-            )
+    def review(self, raw: RawFrame, offset: int) -> list[BookEvent]:
+        """Look at the waiting sources again, because the clocks of their connections have moved."""
+        self.made, self._raw, self._offset = [], raw, offset
+        for source in list(self.sources.values()):
+            if source.standing is SEEKING:
+                self._place(source)
+        return self.made
 
-    def _refuse(self) -> list[BookEvent]:
-        self.tally["refused"] += 1
-        return []
+    # Sources.
 
-    def _unaligned(self, raw: RawFrame, offset: int) -> list[BookEvent]:
-        # A frame of the leader's successor proves the leader dead even if no BREAK came (its gatherer was killed).
-        self.tally["refused"] += 1
-        if self.whole and standing(self.leader, raw[1:4]) is Standing.SUCCESSOR:
-            return [self._gap(raw, offset, Cause.DISCONNECT, self.effective_us)]
-        return []
+    def _source(self, raw: RawFrame, new: bool = False) -> Source | None:
+        """Return the source of a frame, None if it is over (or was never heard of, and is not to be made `new`)."""
+        gatherer, connection, generation = raw[1], raw[2], raw[3]
+        source = self.sources.get(gatherer)
+        if source is not None:
+            life = source.life
+            if life.generation == generation and life.connection == connection:
+                return source
+            if generation < life.generation and (
+                connection == life.connection or source.standing is not BROKEN or not new
+            ):  # an older generation of another connection has the market only if it was moved back there
+                return None
+        elif not new:
+            return None
+        life = self._lives.of(gatherer, connection, generation)
+        successor = self.sources[gatherer] = Source(life, source.at if source else self.window.head)
+        if source is not None:
+            # A gatherer holds a market once, so its newer subscription ends the older, whether or not a BREAK told.
+            if source.standing is ALIGNED:
+                self._vouched_us = max(self._vouched_us, source.life.newest_us - LAG_US)
+            self._keep(source, Cause.DISCONNECT, 0)
+            if source.standing is not BROKEN:
+                self._left(Cause.DISCONNECT, self.effective_us)
+        return successor
 
-    def _rebase(self, raw: RawFrame, offset: int, book: Book) -> BookSnapshot:
-        gap_start_us, gap_cause = self.gap_start_us, self.gap_cause
-        self.book = book
+    def _keep(self, source: Source, cause: str, vouched_us: int) -> None:
+        """Keep what an ended source heard ahead of the log, until the log comes to it or has passed it."""
+        if source.standing is SEEKING and source.heard and self._stands() and source.last_us >= self.window.times[-1]:
+            kept_events = sum(len(each.heard) for each in self.past)
+            if len(self.past) >= PAST or kept_events + len(source.heard) > self.limits.events:
+                self._tell("past_full", self.ticker, f"{len(source.heard)} events of {source.life.gatherer.name} are in no log")
+                return
+            kept = Source(source.life, source.at)
+            assert source.base is not None
+            kept.anchor(source.base, source.known_us, source.origin, source.base_us)
+            kept.heard, kept.sums, kept.times = source.heard, source.sums, source.times
+            kept.over = str(cause), vouched_us
+            self.past.append(kept)
+
+    def _stands(self) -> bool:
+        """Return whether somebody who is still alive stands in the log, so that it can go on."""
+        return any(
+            (source.inside or source.standing is ALIGNED) and self._lives_on(source) for source in self.sources.values()
+        ) or any(source.standing is ALIGNED for source in self.past)
+
+    def _lives_on(self, source: Source) -> bool:
+        """Return whether a source is not so far behind the others that its gatherer must be dead."""
+        newest_us = max(each.alive_us for each in self.sources.values())
+        return source.alive_us + self.limits.patience_us >= newest_us
+
+    def _leaves(self, source: Source, cause: str, vouched_us: int) -> None:
+        """A source's book is not known from here on; up to `vouched_us` it had delivered everything."""
+        stood = source.standing is ALIGNED or source.inside
+        if source.standing is ALIGNED:
+            self._vouched_us = max(self._vouched_us, vouched_us)
+        self._keep(source, cause, vouched_us)
+        source.breaks()
+        if stood:
+            self._left(cause, max(self.effective_us, self._vouched_us))
+
+    def _left(self, cause: str, start_us: int) -> None:
+        """A source that stood in the log does so no longer: if it was the last, find another or tell the gap."""
+        if self._stands():
+            return
+        for source in [*self.sources.values(), *self.past]:
+            if self.whole and source.standing is SEEKING and source.began_us <= self._vouched_us:
+                self._place_inside(source)
+        if self._stands():
+            return
+        self._given_up()  # dead, as far as anybody knows
+        if self.whole and not self.ended:
+            self._gap(cause, start_us)
+        self._begin_anew()
+
+    def _given_up(self) -> None:
+        """Those that stand in the log are waited for no longer."""
+        for each in [*self.sources.values(), *self.past]:
+            each.inside = False
+            if each.standing is ALIGNED:
+                self._unalign(each)
+
+    def _unalign(self, source: Source) -> None:
+        """Look for the place of a source anew that had one; its book is the log's there."""
+        at, window = source.at, self.window
+        last_us = window.times[at - window.first]
+        source.anchor(window.book_at(self.book, at), max(last_us, self._begun_us), (0, 0, 0, 0), last_us)
+
+    # Alignment.
+
+    def _hear(self, source: Source, event: Heard, mark: int = 0) -> None:
+        if source.standing is ALIGNED:
+            window = self.window
+            if source.at == window.head:
+                self._extend(source, event, mark)
+            elif event[:4] == window.contents[source.at + 1 - window.first]:
+                self._confirm(source)
+            else:
+                self._contradict(source, event)
+        elif source.standing is SEEKING:
+            before_us = source.last_us
+            source.hear(event)
+            if 0 < before_us < event.exchange_us and self._stands():
+                version = self.window.begins(event.exchange_us)
+                if version is not None:
+                    self._meet(source, len(source.heard) - 1, version)
+            if source.standing is SEEKING:
+                self._place(source)
+
+    def _confirm(self, source: Source) -> None:
+        source.at += 1
+        gatherer = source.life.gatherer
+        gatherer.confirmed += 1
+        gatherer.behind = self.window.head - source.at
+
+    def _extend(self, source: Source, event: Heard, mark: int = 0) -> None:
+        """Write what the log's leader of the moment says next."""
+        exchange_us, side, price, change, recv_us, clock_us, sid, seq, offset, whole = event
+        window, life = self.window, source.life
+        before: Book | None = None
+        if whole is None:
+            try:
+                self.book.apply(side, price, change)
+            except CorruptBook as error:
+                self._tell("corrupt_book", self.ticker, str(error))
+                source.breaks()
+                self._left(Cause.PARSE_FAILURE, self.effective_us)
+                return
+            self.effective_us = max(self.effective_us, exchange_us or clock_us)
+        else:
+            before, self.book = self.book, whole
+            self.effective_us = max(self.effective_us, clock_us)
         self.version += 1
-        self.effective_us = max(self.effective_us, raw.clock_us)
-        self.leader = raw[1:4]
+        checksum = self.book.checksum
+        if whole is None:
+            self.made.append(
+                BookDelta(
+                    self.ticker, self.version, self.effective_us, exchange_us, recv_us, side, price, change,
+                    checksum - 0x1_0000_0000_0000_0000 if checksum >> 63 else checksum,
+                    life.gatherer.name, life.connection, life.generation, sid, seq, offset,
+                )
+            )  # fmt: skip
+        else:
+            self._write_snapshot(life, (recv_us, sid, seq, offset), None, None)
+        window.append(event[:4], checksum, mark, before)
+        source.at = window.head
+        life.gatherer.led += 1
+        self._leader = life.gatherer.name
+        if window.head - window.first >= self._trim_at:
+            self._trim()
+        if len(self.sources) > 1:
+            self._wake(event[:4])
+
+    def _wake(self, content: Content) -> None:
+        """The log has a new event: perhaps one that a source ahead of it was waiting for."""
+        waiting = [source for source in self.sources.values() if source.standing is SEEKING and source.heard]
+        exchange_us, version = content[0], self.window.head
+        if self.past:
+            self.past = [each for each in self.past if each.standing is ALIGNED or each.last_us >= exchange_us]
+            waiting += self.past
+        if not waiting or content[1] == WHOLE_BOOK or self.window.begins(exchange_us) != version:
+            return
+        for source in waiting:
+            if source.standing is SEEKING and version >= self.window.first:  # unless one of them has begun it anew
+                place = source.begins(exchange_us)
+                if place is not None:
+                    self._meet(source, place, version)
+
+    def _meet(self, source: Source, place: int, version: int) -> None:
+        """A timestamp begins with heard[place] and with `version` of the log: if they are one event, that is the proof by
+        content."""
+        at = version - self.window.first
+        if source.sums[place] == self.window.sums[at] and source.heard[place][:4] == self.window.contents[at]:
+            self._join(source, version, place + 1)
+
+    def _join(self, source: Source, version: int, heard: int) -> None:
+        """Put a source into the log after `version`, the first `heard` of its events being there; the others follow."""
+        rest = source.heard[heard:]
+        source.align(version)
+        self.tally["aligned"] += 1
+        for event in rest:
+            self._hear(source, event)
+        self._end(source)
+
+    def _end(self, source: Source) -> None:
+        """Let a source that was kept although it had ended go, now that it is used up."""
+        if source.over is not None and source.standing is not SEEKING:
+            self.past = [each for each in self.past if each is not source]
+            if source.standing is ALIGNED:
+                source.breaks()
+                cause, vouched_us = source.over
+                self._vouched_us = max(self._vouched_us, vouched_us)
+                self._left(cause, max(self.effective_us, self._vouched_us))
+
+    def _place(self, source: Source) -> None:
+        """Do for a seeker what can be done without an event in common."""
+        if not self._stands():
+            if self.whole:  # who stood there has been outlived
+                self._left(Cause.DISCONNECT, max(self.effective_us, self._vouched_us))
+            else:
+                self._begin_anew()
+            return
+        heard, window = source.heard, self.window
+        full = len(heard) > self.limits.events
+        if heard and 0 < heard[-1].exchange_us < window.times[0]:
+            self._fold(source, len(heard))  # too far behind
+            return
+        if heard and source.times[0] > window.times[-1] and (full or self._outlives_all(source)):
+            self._tell("given_up", self.ticker, f"{source.life.gatherer.name} waited too long for those it is ahead of")
+            self._given_up()
+            self._gap(Cause.DISCONNECT, max(self.effective_us, self._vouched_us))
+            self._begin(source)
+            return
+        stand = [each for each in self.sources.values() if each.standing is ALIGNED]
+        vouched_us = max(self._vouched_us, max((each.life.newest_us for each in stand), default=0) - LAG_US)
+        if source.inside or (source.began_us <= vouched_us and not source.against):
+            stood = source.inside
+            self._place_inside(source)
+            if stood and source.standing is SEEKING and not source.inside:
+                self._left(Cause.DISCONNECT, max(self.effective_us, self._vouched_us))
+        if full and source.standing is SEEKING:
+            self._fold(source, len(heard) // 2)
+
+    def _outlives_all(self, source: Source) -> bool:
+        others = (each.alive_us for each in self.sources.values() if each.standing is ALIGNED or each.inside)
+        return max(others, default=0) + self.limits.patience_us < source.alive_us
+
+    def _place_inside(self, source: Source) -> None:
+        """Place a seeker that is known to have begun within the log."""
+        assert source.base is not None
+        places = self.window.places(source.base.checksum, source.heard)
+        source.inside = bool(places)
+        if len(places) == 1:
+            self._join(source, min(self.window.head, places[0] + len(source.heard)), self.window.head - places[0])
+
+    def _fold(self, source: Source, count: int) -> None:
+        try:
+            source.fold(count)
+        except CorruptBook as error:
+            self._tell("corrupt_book", self.ticker, str(error))
+            source.breaks()
+
+    # Contradictions.
+
+    def _contradict(self, source: Source, event: Heard) -> None:
+        """Take a source out of the log that says something else than the log; with more of its opinion, correct the log."""
+        agreed = source.at
+        source.life.gatherer.contradictions += 1
+        self._tell("contradiction", self.ticker, f"{source.life.gatherer.name} contradicts version {agreed + 1}")
+        self._unalign(source)
+        source.hear(event)
+        source.against = agreed + 1
+        with_it = [
+            each for each in self.sources.values()
+            if each.standing is SEEKING and each.against == source.against and each.heard and each.heard[0][:4] == event[:4]
+        ]  # fmt: skip
+        if len(with_it) > sum(each.standing is ALIGNED and each.at > agreed for each in self.sources.values()):
+            self._correct(source, agreed, with_it)
+
+    def _correct(self, source: Source, agreed: int, with_it: Sequence[Source]) -> None:
+        self.tally["corrections"] += 1
+        start_us = max(self.window.times[agreed - self.window.first], self._begun_us)
+        with_it = [*with_it, *(each for each in self.sources.values() if each.standing is ALIGNED and each.at == agreed)]
+        for each in self.sources.values():
+            if each.standing is ALIGNED:
+                if each.at > agreed:
+                    self._tell("excluded", self.ticker, f"{each.life.gatherer.name} led or confirmed what most contradict")
+                self._unalign(each)
+        self._gap(Cause.SEQUENCE_GAP, start_us)
+        self._begin(source, with_it)
+
+    # Writing.
+
+    def _begin_anew(self) -> None:
+        """Let the earliest of those whose book is not older than the log begin it anew."""
+        waiting = [
+            source for source in self.sources.values() if source.standing is SEEKING and self._lives_on(source)
+        ] + self.past
+        for source in waiting:
+            if self.version:  # what is not younger than the log's last event is in the log already
+                last_us = self.window.times[-1] or self.effective_us
+                times = [event.exchange_us or event.clock_us for event in source.heard]
+                self._fold(source, next((n for n, us in enumerate(times) if us > last_us), len(times)))
+        ready = [source for source in waiting if source.standing is SEEKING and self._not_behind(source)]
+        if ready:
+            self._begin(min(ready, key=lambda source: source.began_us))
+
+    def _not_behind(self, source: Source) -> bool:
+        """Return whether a seeker's book cannot be older than the log's end: if it were, its events would come a second time.
+
+        The gatherer that the last event came from cannot. Another one's clock may be late; but a book that the log had, and which
+        is not its last, is perhaps that one, until its connection has delivered something later.
+        """
+        if not self.version or source.heard or source.life.gatherer.name == self._leader:
+            return True
+        assert source.base is not None
+        later_us = self.effective_us + LAG_US
+        return source.known_us >= self.effective_us and (
+            source.known_us >= later_us
+            or source.life.newest_us >= later_us
+            or all(version == self.window.head for version in self.window.places(source.base.checksum, ()))
+        )
+
+    def _begin(self, source: Source, alike: Sequence[Source] = ()) -> None:
+        """Begin the log anew with a seeker's book; `alike` have the same."""
+        assert source.base is not None
+        start_us, cause = self.gap_start_us, self.gap_cause
         self.gap_start_us = self.gap_cause = None
-        if gap_cause is not None:
+        if cause is not None:
             self.tally["gaps_closed"] += 1
-        return BookSnapshot(
-            self.ticker, self.version, self.effective_us, raw.recv_us, list(book.yes), list(book.no), to_signed(book.checksum),
-            gap_start_us, gap_cause, raw.gatherer, raw.connection, raw.generation, raw.sid, raw.seq, offset,
+        self.book, heard = source.base, source.heard
+        self.version += 1
+        self.effective_us = self._begun_us = max(self.effective_us, source.known_us)
+        self._write_snapshot(source.life, source.origin, start_us, cause)
+        self.window.begin(self.version, self.book.checksum)
+        self._trim_at, self._vouched_us, self._leader = 2 * MARGIN, 0, source.life.gatherer.name
+        source.life.gatherer.led += 1
+        others = [(each, each.heard) for each in alike if each is not source]
+        for each, _ in others:
+            each.align(self.version)
+        source.align(self.version)
+        for each, rest in [(source, heard), *others]:
+            for event in rest:
+                self._hear(each, event)
+            self._end(each)
+
+    def _write_snapshot(
+        self, life: Life, origin: tuple[int, int, int, int], gap_start_us: int | None, gap_cause: str | None
+    ) -> None:
+        recv_us, sid, seq, offset = origin
+        book = self.book
+        self.made.append(
+            BookSnapshot(
+                self.ticker, self.version, self.effective_us, recv_us, list(book.yes), list(book.no), to_signed(book.checksum),
+                gap_start_us, gap_cause, life.gatherer.name, life.connection, life.generation, sid, seq, offset,
+            )
         )  # fmt: skip
 
-    def _gap(self, raw: RawFrame, offset: int, cause: str, start_us: int) -> Gap:
+    def _gap(self, cause: str, start_us: int) -> None:
+        raw = self._raw
         self.version += 1
-        self.effective_us = start_us
-        self.leader = raw[1:4]
+        self.effective_us = max(self.effective_us, start_us)
         self.gap_start_us, self.gap_cause = start_us, str(cause)
         self.tally["gaps_opened"] += 1
-        return Gap(
-            self.ticker, self.version, start_us, BOOK, start_us, None, str(cause), raw.recv_us, to_signed(self.book.checksum),
-            raw.gatherer, raw.connection, raw.generation, offset,
+        self.made.append(
+            Gap(
+                self.ticker, self.version, self.effective_us, BOOK, start_us, None, str(cause), raw.recv_us,
+                to_signed(self.book.checksum), raw.gatherer, raw.connection, raw.generation, self._offset,
+            )
         )  # fmt: skip
+
+    def _trim(self) -> None:
+        """Forget events that every gatherer has confirmed, and those beyond the window's bounds."""
+        window, limits = self.window, self.limits
+        oldest_us = window.times[-1] - limits.patience_us
+        low = min(source.at for source in self.sources.values()) - MARGIN
+        keep = max(low, window.head - limits.events)
+        keep = min(max(keep, window.first + bisect_left(window.times, oldest_us)), window.head)
+        for source in self.sources.values():
+            if source.standing is ALIGNED and source.at < keep:
+                self._tell("fell_behind", self.ticker, f"{source.life.gatherer.name} is {window.head - source.at} events behind")
+                self._unalign(source)
+        window.drop(keep)
+        self._trim_at = window.head - window.first + MARGIN
+
+    # Keeping.
+
+    def state(self) -> list[Any]:
+        """Return what `restore` needs, as JSON can hold it."""
+        return [
+            self.version, self.effective_us, self.gap_start_us, self.gap_cause, self._leader, self._begun_us, self._vouched_us,
+            self._trim_at, book_state(self.book), self.window.state(),
+            [source.state() for source in self.sources.values()], [source.state() for source in self.past],
+        ]  # fmt: skip
+
+    def restore(self, state: Sequence[Any]) -> None:
+        """Become the log that gave this state."""
+        (
+            self.version, self.effective_us, self.gap_start_us, self.gap_cause, self._leader, self._begun_us, self._vouched_us,
+            self._trim_at, book, window, sources, past,
+        ) = state  # fmt: skip
+        restored = book_of(book)
+        assert restored is not None
+        self.book = restored
+        self.window.restore(window)
+        self.sources = {each[0]: Source.restored(self._lives.of(*each[:3]), each) for each in sources}
+        self.past = [Source.restored(self._lives.of(*each[:3]), each) for each in past]

@@ -1,13 +1,15 @@
 """A partition: raw records in, canonical events out. Pure: no I/O, no clock; the same records give the same events.
 
-What a market's events depend on is in its `Market` and nowhere else, so the order in which different markets' records come
-does not matter; only the window of trade ids is shared. All of it can be rebuilt: books from checkpoints and kalshi.book.v1,
-the window from the tail of kalshi.trades.v1, the rest from `MarketMemory`, which is emitted whenever it changes. Price grids and
-counters are not rebuilt; no event depends on them.
+What a market's events depend on is in its `Market`; markets share the window of trade ids and the clocks of the connections that
+deliver them (`alignment.Lives`). All of it is a function of the raw records so far, and no canonical topic could tell it: so a
+savepoint writes down the whole state (`MarketMemory`) of the markets that changed since the one before, and a restart goes on
+from there, doing again what came after. Price grids and counters are not saved; no event depends on them.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import starmap
+from typing import Any, Final
 
 import orjson
 
@@ -16,12 +18,7 @@ from kalshibook_core.orderbook import Book, CorruptBook
 from kalshibook_core.wire.events import (
     BOOK,
     TRADES,
-    BookDelta,
-    BookEvent,
-    BookSnapshot,
-    Checkpoint,
     Event,
-    Gap,
     Lifecycle,
     MarketMemory,
     RawFrame,
@@ -30,33 +27,54 @@ from kalshibook_core.wire.events import (
     Trade,
 )
 from services.deduplicator import definitions
-from services.deduplicator.market_log import BrokenLog, MarketLog
+from services.deduplicator.alignment import Life, Lives
+from services.deduplicator.market_log import LIMITS, Limits, MarketLog
 from services.deduplicator.trade_log import TradeLog, TradeWindow
 
 FRAME, STALE, BREAK, RESUME, REST = map(str, RawKind)
 
 
+TICKERS_AT_ONCE: Final = 16
+"""Different tickers of one instant that are remembered."""
+
+REVIEW: Final = 1024
+"""Raw records from one look at all waiting sources to the next: those of quiet markets are placed by the clocks of their
+connections."""
+
+
 class Market:
     """Everything known of one market."""
 
-    __slots__ = ("book", "ended", "grid", "lifecycle_digest", "market_digest", "trades")
+    __slots__ = ("book", "grid", "lifecycle", "rest", "ticker_us", "tickers", "trades")
 
-    def __init__(self, ticker: str, tally: Counter[str]) -> None:
+    def __init__(
+        self, ticker: str, tally: Counter[str], lives: Lives, limits: Limits, tell: Callable[[str, str, str], None]
+    ) -> None:
         """Make a market nothing is known of."""
-        self.book = MarketLog(ticker, tally)
-        self.trades = TradeLog(ticker, tally)
-        self.ended = False
-        self.lifecycle_digest = 0
-        self.market_digest = 0
+        self.book = MarketLog(ticker, tally, lives, limits, tell)
+        self.trades = TradeLog(ticker, tally, lives)
+        self.lifecycle = definitions.Sequence()
+        self.rest = definitions.Sequence()
+        self.ticker_us = 0  # the exchange time of the last ticker,
+        self.tickers: list[messages.Ticker] = []  # and those that have it
         self.grid: definitions.Grid | None = None
 
-    def memory(self, offset: int) -> MarketMemory:
-        """Return what must be remembered of the market."""
-        trades = self.trades
-        return MarketMemory(
-            self.book.ticker, self.ended, self.lifecycle_digest, self.market_digest,
-            *trades.source, trades.since_us, trades.gap_start_us, trades.gap_cause, offset,
-        )  # fmt: skip
+    def memory(self, offset: int, lives: Lives | None) -> MarketMemory:
+        """Return all of it as of the raw record at `offset`, and with it `lives` if they are to be remembered here."""
+        state = [
+            self.book.state(), self.book.ended, self.trades.state(), self.lifecycle.state(), self.rest.state(),
+            self.ticker_us, [tuple(each) for each in self.tickers], lives and lives.state(),
+        ]  # fmt: skip
+        return MarketMemory(self.book.ticker, orjson.dumps(state), offset)
+
+    def restore(self, state: Sequence[Any]) -> None:
+        """Become the market that gave this state."""
+        book, self.book.ended, trades, lifecycle, rest, self.ticker_us, tickers, _ = state
+        self.book.restore(book)
+        self.trades.restore(trades)
+        self.lifecycle.restore(lifecycle)
+        self.rest.restore(rest)
+        self.tickers = list(starmap(messages.Ticker, tickers))
 
 
 class Partition:
@@ -67,6 +85,7 @@ class Partition:
         trade_window: int = 50_000,
         tally: Counter[str] | None = None,
         gatherers: Counter[tuple[str, str]] | None = None,
+        limits: Limits = LIMITS,
     ) -> None:
         """Make a partition nothing came from yet; `trade_window` is how many trade ids it remembers.
 
@@ -75,9 +94,13 @@ class Partition:
         self.tally = Counter() if tally is None else tally
         self.gatherers = Counter() if gatherers is None else gatherers
         self.notices: dict[str, tuple[str, str]] = {}  # kind of trouble -> the last (ticker, why); the shell tells and clears
+        self.limits = limits
         self.markets: dict[str, Market] = {}
         self.window = TradeWindow(trade_window)
-        self._take = {
+        self.lives = Lives()
+        self.changed: set[str] = set()  # markets that the last savepoint does not show as they are
+        self._waiting: set[str] = set()  # markets with a source whose place is not known
+        self._take: dict[str, Callable[[RawFrame, int, messages.Envelope, int], Sequence[Event]]] = {
             messages.SNAPSHOT: self._book,
             messages.DELTA: self._book,
             messages.TRADE: self._trade,
@@ -87,19 +110,79 @@ class Partition:
 
     def receive(self, raw: RawFrame, offset: int) -> Sequence[Event]:
         """Return the events that the raw record at `offset` makes, in order. Never raises for what a record holds."""
-        kind = raw[0]
+        made = self._receive(raw, offset)
+        if not offset % REVIEW and self._waiting:
+            made = [*made, *self._review(raw, offset)]
+        return made
+
+    @property
+    def waiting(self) -> int:
+        """How many markets have a source whose place in the log is not known."""
+        return len(self._waiting)
+
+    def memories(self, offset: int) -> Iterable[MarketMemory]:
+        """Return what a savepoint writes, as of the raw record at `offset`: the markets that changed since the one before."""
+        lives: Lives | None = self.lives
+        for ticker in sorted(self.changed & self.markets.keys()):
+            yield self.markets[ticker].memory(offset, lives)
+            lives = None
+        self.changed.clear()
+
+    def restore(self, saved: Iterable[MarketMemory], trades: Iterable[Trade]) -> int:
+        """Become the partition of the last savepoint: from each market's last memory and from trades in their order, up to it or
+        beyond.
+
+        Returns the raw offset it goes on at, 0 if nothing was saved. Trades from there on are not taken: it makes them again.
+        """
+        next_raw, held = 0, list[Life]()
+        states = []
+        for memory in saved:
+            state = orjson.loads(memory.state)
+            states.append((memory.market_ticker, state))
+            if memory.raw_offset >= next_raw:
+                next_raw = memory.raw_offset + 1
+            if state[-1] is not None and memory.raw_offset + 1 == next_raw:
+                held = self.lives.restore(state[-1])
+        for ticker, state in states:
+            market = self.market(ticker)
+            market.restore(state)
+            if market.book.waits:
+                self._waiting.add(ticker)
+        del held
+        for trade in trades:
+            if trade.raw_offset < next_raw:
+                self.window.add(trade)
+        return next_raw
+
+    def market(self, ticker: str) -> Market:
+        """Return the market, new if it was not known."""
+        found = self.markets.get(ticker)
+        if found is None:
+            found = self.markets[ticker] = Market(ticker, self.tally, self.lives, self.limits, self._tell)
+        return found
+
+    def _receive(self, raw: RawFrame, offset: int) -> Sequence[Event]:
+        kind, ticker = raw[0], raw[8]
         self.gatherers[raw[1], kind] += 1
+        self.changed.add(ticker)
         if kind == FRAME:
+            # What a source that lags delivers, the log has already: known by the bytes of its content, without parsing them.
+            payload, mark = raw[12], 0
+            if raw[4] == BOOK:
+                mark = hash(payload[payload.find(b'"msg":') :]) ^ raw[7]
+                market = self.markets.get(ticker)
+                if market is not None and market.book.confirms(raw, mark):
+                    return ()
             try:
-                message = messages.envelope(raw[12])
+                message = messages.envelope(payload)
             except messages.MalformedFrame as error:
                 return self._unreadable("malformed_frame", raw, error)
             take = self._take.get(message.type)
             if take is None:
                 return self._other(message)
-            if message[3] != raw[8] and message[0] not in messages.LIFECYCLE_TYPES:
+            if message[3] != ticker and message[0] not in messages.LIFECYCLE_TYPES:
                 return self._unreadable("no_market", raw, ValueError(f"a {message.type} under a key that is not its market's"))
-            return take(raw, offset, message)
+            return take(raw, offset, message, mark)
         if kind == STALE:
             return self._stale(raw, offset)
         if kind == BREAK:
@@ -110,72 +193,51 @@ class Partition:
             return self._rest(raw, offset)
         return self._unreadable("unknown_kind", raw, ValueError(f"a raw record of kind {kind[:40]!r}"))
 
-    def restore(self, saved: Checkpoint | MarketMemory) -> None:
-        """Take a market's last checkpoint or memory; raise BrokenLog."""
-        market = self.market(saved.market_ticker)
-        if isinstance(saved, Checkpoint):
-            market.book.restore(saved)
-            return
-        market.ended, market.lifecycle_digest, market.market_digest = saved.ended, saved.lifecycle_digest, saved.market_digest
-        trades = market.trades
-        trades.source = (saved.trades_gatherer, saved.trades_connection, saved.trades_generation)
-        trades.since_us, trades.gap_start_us, trades.gap_cause = (
-            saved.trades_since_us,
-            saved.trades_gap_start_us,
-            saved.trades_gap_cause,
-        )
+    def _review(self, raw: RawFrame, offset: int) -> list[Event]:
+        made: list[Event] = []
+        for ticker in sorted(self._waiting):
+            log = self.markets[ticker].book
+            self.changed.add(ticker)
+            made += log.review(raw, offset)
+            if not log.waits:
+                self._waiting.discard(ticker)
+        return made
 
-    def replay(self, event: BookEvent | Trade) -> None:
-        """Take a canonical event made earlier, in the order of its topic; raise BrokenLog."""
-        if isinstance(event, Trade):
-            self.window.add(event)
-        elif isinstance(event, BookSnapshot | BookDelta | Gap):
-            self.market(event.market_ticker).book.replay(event)
-        else:
-            raise BrokenLog(f"a {type(event).__name__} in kalshi.book.v1: somebody else writes there")
-
-    def market(self, ticker: str) -> Market:
-        """Return the market, new if it was not known."""
-        found = self.markets.get(ticker)
-        if found is None:
-            found = self.markets[ticker] = Market(ticker, self.tally)
-        return found
-
-    def _book(self, raw: RawFrame, offset: int, message: messages.Envelope) -> Sequence[Event]:
+    def _book(self, raw: RawFrame, offset: int, message: messages.Envelope, mark: int) -> Sequence[Event]:
         market = self.markets.get(raw[8])
         if market is None:
             market = self.market(raw[8])
-        log = market.book
+        log, grid = market.book, market.grid
         try:
             content = messages.parse_book(message, raw[7])
             if isinstance(content, messages.Delta):
-                grid = market.grid
                 if grid is not None and (10_000 - content.price if content.side else content.price) not in grid:
                     self._notice("off_grid", raw, f"price {content.price} of side {content.side}")
-                return log.delta(raw, offset, content)
+                return self._waited(log, log.delta(raw, offset, content, mark))
             book = Book(content.yes, content.no)
         except messages.UnparsableFrame as error:
             self._notice("unparsable_book", raw, error.why)
-            return log.unreadable(raw, offset, message.exchange_us)
+            return self._waited(log, log.unreadable(raw, offset, message.exchange_us))
         except CorruptBook as error:
             self._notice("corrupt_book", raw, str(error))
-            if message.type == messages.SNAPSHOT:
-                return log.unreadable(raw, offset, 0)
-            return log.contradicted(raw, offset)
-        if market.grid is not None and not (
-            market.grid.issuperset(book.sides[0]) and market.grid.issuperset(10_000 - price for price in book.sides[1])
+            return self._waited(log, log.unreadable(raw, offset, 0))
+        if grid is not None and not (
+            grid.issuperset(book.sides[0]) and grid.issuperset(10_000 - price for price in book.sides[1])
         ):
             self._notice("off_grid", raw, "a level of a snapshot")
-        return log.snapshot(raw, offset, book, message.id > 0, market.ended)
+        return self._waited(log, log.snapshot(raw, offset, book, message.id > 0))
 
-    def _trade(self, raw: RawFrame, offset: int, message: messages.Envelope) -> Sequence[Event]:
+    def _waited(self, log: MarketLog, made: Sequence[Event]) -> Sequence[Event]:
+        if len(log.sources) > 1 and log.waits:
+            self._waiting.add(log.ticker)
+        return made
+
+    def _trade(self, raw: RawFrame, offset: int, message: messages.Envelope, _: int = 0) -> Sequence[Event]:
         try:
             trade_id, exchange_us, yes_price, no_price, count, side, block = messages.parse_trade(message)
         except messages.UnparsableFrame as error:
             self._notice("unparsable_trade", raw, error.why)
-            market = self.market(raw.market_ticker)
-            gaps = market.trades.unreadable(raw, offset, message.exchange_us)
-            return [*gaps, market.memory(offset)] if gaps else []
+            return self.market(raw.market_ticker).trades.unreadable(raw, offset, message.exchange_us)
         if trade_id in self.window:
             self.tally["trade_repeats"] += 1
             return []
@@ -186,11 +248,19 @@ class Partition:
         self.window.add(trade)
         return [trade]
 
-    def _ticker(self, raw: RawFrame, offset: int, message: messages.Envelope) -> Sequence[Event]:
+    def _ticker(self, raw: RawFrame, offset: int, message: messages.Envelope, _: int) -> Sequence[Event]:
         try:
             said = messages.parse_ticker(message)
         except messages.UnparsableFrame as error:
             return self._unreadable("unparsable_ticker", raw, error)
+        # The channel has no order and several gatherers: time goes forward, and in one instant each is told once.
+        market = self.market(raw.market_ticker)
+        if said.exchange_us < market.ticker_us or (said.exchange_us == market.ticker_us and said in market.tickers):
+            self.tally["ticker_repeats"] += 1
+            return []
+        if said.exchange_us > market.ticker_us:
+            market.ticker_us, market.tickers = said.exchange_us, []
+        market.tickers = [*market.tickers[-TICKERS_AT_ONCE:], said]
         return [
             Ticker(
                 raw.market_ticker, said.exchange_us, raw.recv_us, said.price, said.yes_bid, said.yes_ask, said.yes_bid_size,
@@ -199,18 +269,16 @@ class Partition:
             )
         ]  # fmt: skip
 
-    def _lifecycle(self, raw: RawFrame, offset: int, message: messages.Envelope) -> Sequence[Event]:
+    def _lifecycle(self, raw: RawFrame, offset: int, message: messages.Envelope, _: int) -> Sequence[Event]:
         try:
-            _, event_type, definition = messages.parse_lifecycle(message)
+            told = messages.parse_lifecycle(message)
         except messages.UnparsableFrame as error:
             return self._unreadable("unparsable_lifecycle", raw, error)
         market, body = self.market(raw.market_ticker), messages.content(raw.payload, message)
-        digest = definitions.digest(body)
-        if digest == market.lifecycle_digest:
+        if not market.lifecycle.new(raw.gatherer, body, raw.clock_us):
             self.tally["lifecycle_repeats"] += 1
             return []
-        market.lifecycle_digest = digest
-        return self._defined(raw, offset, event_type, body, definition)
+        return self._defined(raw, offset, told.event_type, body, told.msg)
 
     def _rest(self, raw: RawFrame, offset: int) -> Sequence[Event]:
         try:
@@ -219,11 +287,9 @@ class Partition:
                 raise ValueError(f"an object of {definition['ticker']}")
         except (ValueError, KeyError, TypeError) as error:
             return self._unreadable("unparsable_rest", raw, error)
-        market, digest = self.market(raw.market_ticker), definitions.digest(raw.payload)
-        if digest == market.market_digest:
+        if not self.market(raw.market_ticker).rest.new(raw.gatherer, raw.payload, raw.clock_us):
             self.tally["lifecycle_repeats"] += 1
             return []
-        market.market_digest = digest
         return self._defined(raw, offset, "market", raw.payload, definition)
 
     def _defined(
@@ -232,10 +298,10 @@ class Partition:
         market = self.market(raw.market_ticker)
         market.grid = definitions.grid(definition) or market.grid
         event = Lifecycle(raw.market_ticker, event_type, raw.recv_us, raw.clock_us, body, offset)
-        gaps = []
-        if not market.ended and definitions.ends(definition):
-            market.ended, gaps = True, market.trades.ended(raw, offset)
-        return [event, *gaps, market.memory(offset)]
+        if market.book.ended or not definitions.ends(definition):
+            return [event]
+        market.book.ended = True
+        return [event, *market.trades.ended(raw, offset)]
 
     def _stale(self, raw: RawFrame, offset: int) -> Sequence[Event]:
         # Of use only where order does not matter: a trade that comes late is still a trade, and its id shows a repeat.
@@ -251,21 +317,19 @@ class Partition:
 
     def _break(self, raw: RawFrame, offset: int) -> Sequence[Event]:
         market = self.markets.get(raw.market_ticker)
-        if market is None or market.ended:
+        if market is None or market.book.ended:
             return []
         if raw.channel == BOOK:
-            return market.book.broken(raw, offset)
+            return self._waited(market.book, market.book.broken(raw, offset))
         if raw.channel == TRADES:
-            gaps = market.trades.broken(raw, offset, self.window.latest_us(raw.market_ticker))
-            return [*gaps, market.memory(offset)] if gaps else []
+            return market.trades.broken(raw, offset, self.window.latest_us(raw.market_ticker))
         return []
 
     def _resume(self, raw: RawFrame, offset: int) -> Sequence[Event]:
         if raw.channel != TRADES:
             return []
         market = self.market(raw.market_ticker)
-        gaps = market.trades.resumed(raw, offset, self.window.latest_us(raw.market_ticker), market.ended)
-        return [] if gaps is None else [*gaps, market.memory(offset)]
+        return market.trades.resumed(raw, offset, self.window.latest_us(raw.market_ticker), market.book.ended)
 
     def _other(self, message: messages.Envelope) -> Sequence[Event]:
         if message.type in messages.REPLY_TYPES:
@@ -279,5 +343,8 @@ class Partition:
         return []
 
     def _notice(self, kind: str, raw: RawFrame, why: str) -> None:
+        self._tell(kind, raw.market_ticker, why)
+
+    def _tell(self, kind: str, ticker: str, why: str) -> None:
         self.tally[kind] += 1
-        self.notices[kind] = (raw.market_ticker, why[:200])
+        self.notices[kind] = (ticker, why[:200])

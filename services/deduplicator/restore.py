@@ -1,11 +1,14 @@
-"""Rebuilds a partition from what was committed: checkpoints and kalshi.book.v1, the tail of kalshi.trades.v1, kb.deduplicator.v1.
+"""Rebuilds a partition: from its last savepoint and the tail of kalshi.trades.v1, and by doing again what came after it.
+
+What is done again was written before, so it is not written twice; but it is compared with what stands in kalshi.book.v1, market
+by market, and a difference stops the service: a log that is not what its inputs make is continued by nobody.
 
 Call it only after the partition's transactional producer has started: that ends the transaction of whoever wrote before and
 keeps it from writing again, so what is read here is all there is.
 """
 
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from kalshibook_core.kafka import topics
@@ -14,36 +17,71 @@ from kalshibook_core.kafka.consumer import Consumer, TopicPartition
 from kalshibook_core.kafka.errors import OffsetLost
 from kalshibook_core.kafka.reader import read_partition
 from kalshibook_core.kafka.topics import Topic
+from kalshibook_core.orderbook.checksum import to_signed
 from kalshibook_core.wire import codec
-from kalshibook_core.wire.events import Checkpoint, Trade
+from kalshibook_core.wire.events import BookEvent, MarketMemory, RawFrame, Trade
 from services.deduplicator.partition import Partition
 
 
-async def restore(cluster: Cluster, number: int, partition: Partition) -> int:
-    """Bring `partition`, which is new, to where its committed events end; return the raw offset up to which they surely reach.
+class BrokenLog(Exception):
+    """The stored events of a market are not what the raw records make, so they cannot be continued."""
 
-    Raises BrokenLog if the events contradict each other, OffsetLost if retention took events that no checkpoint covers.
+
+async def restore(cluster: Cluster, number: int, partition: Partition, committed: Callable[[], Awaitable[int | None]]) -> int:
+    """Bring `partition`, which is new, to where its committed events end; return the raw offset it goes on at.
+
+    `committed` returns the group's raw offset. Raises BrokenLog, and OffsetLost if retention took raw records since the
+    savepoint.
     """
-    next_raw, resume = 0, None
-    async for saved in _events(cluster, topics.MEMORY, number):
-        partition.restore(saved)
-        next_raw = max(next_raw, saved.raw_offset + 1)
-    checkpoints: dict[str, Checkpoint] = {}
-    async for saved in _events(cluster, topics.CHECKPOINTS, number):
-        checkpoints[saved.market_ticker] = saved
-        resume = max(resume or 0, saved.resume_offset)
-    for saved in checkpoints.values():
-        partition.restore(saved)
+    saved: dict[str, MarketMemory] = {}
+    async for memory in _events(cluster, topics.MEMORY, number):
+        saved[memory.market_ticker] = memory
+    since = max((memory.raw_offset for memory in saved.values()), default=-1) + 1
+    trades = await _trades_before(cluster, number, partition.window.size, since)
+    assert partition.restore(saved.values(), trades) == since
+    last, reached = await _last_events(cluster, number)
+    until = max(await committed() or 0, reached, since)
+    if until > since:
+        async for record in read_partition(cluster, topics.RAW, number, since or None, until):
+            raw = readable(record.value or b"")
+            if raw is not None and record.key == raw.market_ticker.encode():
+                partition.receive(raw, record.offset)
+    for ticker, event in last.items():
+        log = partition.market(ticker).book
+        if (log.version, to_signed(log.book.checksum)) != (event.version, event.checksum):
+            raise BrokenLog(
+                f"{ticker}: kalshi.book.v1 ends with version {event.version}, checksum {event.checksum}; the raw records before "
+                f"offset {until} make version {log.version}, checksum {to_signed(log.book.checksum)}"
+            )
+    return until
+
+
+def readable(value: bytes) -> RawFrame | None:
+    """Return the raw record that a Kafka value holds, None if it is none."""
+    try:
+        raw = codec.decode(value)
+    except codec.Undecodable:
+        return None
+    return raw if type(raw) is RawFrame else None
+
+
+async def _last_events(cluster: Cluster, number: int) -> tuple[dict[str, BookEvent], int]:
+    """Return each market's last book event since the reconstructor's checkpoints, and the raw offset they reach to at least."""
+    resume, reached = None, 0
+    async for checkpoint in _events(cluster, topics.CHECKPOINTS, number):
+        resume = max(resume or 0, checkpoint.resume_offset)
+    last: dict[str, BookEvent] = {}
     async for event in _events(cluster, topics.BOOK, number, resume):
-        partition.replay(event)
-        next_raw = max(next_raw, event.raw_offset + 1)
-    for trade in await _last_trades(cluster, number, partition.window.size):
-        partition.replay(trade)
-        next_raw = max(next_raw, trade.raw_offset + 1)
-    return next_raw
+        before = last.get(event.market_ticker)
+        if before is not None and event.version != before.version + 1:
+            raise BrokenLog(f"{event.market_ticker}: version {event.version} follows {before.version} in kalshi.book.v1")
+        last[event.market_ticker] = event
+        reached = max(reached, event.raw_offset + 1)
+    return last, reached
 
 
-async def _last_trades(cluster: Cluster, number: int, count: int) -> deque[Trade]:
+async def _trades_before(cluster: Cluster, number: int, count: int, raw_offset: int) -> deque[Trade]:
+    """Return the last `count` trades made of raw records before `raw_offset`."""
     where = TopicPartition(cluster.topic(topics.TRADES), number)
     async with Consumer(cluster, [topics.TRADES], partitions=[number]) as consumer:
         end = (await consumer.end_offsets([where]))[where]
@@ -53,7 +91,7 @@ async def _last_trades(cluster: Cluster, number: int, count: int) -> deque[Trade
         found: deque[Trade] = deque(maxlen=count)
         try:
             async for event in _events(cluster, topics.TRADES, number, start or None, end):
-                if isinstance(event, Trade):
+                if isinstance(event, Trade) and event.raw_offset < raw_offset:
                     found.append(event)
         except OffsetLost:
             reach, found = end, deque(maxlen=count)  # older than the first record: read from there

@@ -11,14 +11,20 @@ One batch of one partition, step by step, and what a crash leaves behind:
                         successor restores from these events and starts at this offset.
 
 A failed transaction leaves the state of step 2 ahead of Kafka, so it is never retried: the state is dropped. On assignment the
-order is: start the producer (fences whoever had the partition, ends its transaction), restore, read the committed offset. On
-revocation all is dropped. A process that was fenced has written nothing since, forgets everything and joins the group anew.
+order is: start the producer (fences whoever had the partition, ends its transaction), restore, which reads the committed
+offset. On revocation all is dropped. A process that was fenced has written nothing since, forgets everything and joins the group
+anew.
+
+From time to time a transaction is a savepoint: it also writes the state of the markets that changed since the last one. A crash
+costs doing again what came after it (`restore`), so how often is a matter of time and not of truth.
 """
 
 import asyncio
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import structlog
@@ -28,9 +34,11 @@ from kalshibook_core.kafka.cluster import partition_of
 from kalshibook_core.kafka.consumer import Batch, Consumer, Record, TopicPartition
 from kalshibook_core.kafka.errors import Fenced
 from kalshibook_core.kafka.producer import Producer
-from kalshibook_core.runtime import health, logs
+from kalshibook_core.runtime import clock, health, logs
 from kalshibook_core.wire import codec
-from kalshibook_core.wire.events import BookDelta, BookSnapshot, Gap, Lifecycle, MarketMemory, RawFrame, Ticker, Trade
+from kalshibook_core.wire.events import BookDelta, BookSnapshot, Gap, Lifecycle, RawFrame, Ticker, Trade
+from services.deduplicator.alignment import Gatherer
+from services.deduplicator.market_log import Limits
 from services.deduplicator.partition import Partition
 from services.deduplicator.restore import restore
 from services.deduplicator.settings import Settings
@@ -42,13 +50,14 @@ _TOPICS: Final = {
     Trade: topics.TRADES,
     Ticker: topics.TICKERS,
     Lifecycle: topics.LIFECYCLE,
-    MarketMemory: topics.MEMORY,
 }
 _UNPARSABLE: Final = (
     "malformed_frame", "unknown_kind", "unparsable_book", "corrupt_book", "unparsable_trade", "unparsable_ticker",
     "unparsable_lifecycle", "unparsable_rest", "no_market",
 )  # fmt: skip
 _POLL_MS: Final = 200
+_SAVE_SECONDS: Final = 30.0
+"""After which a savepoint is written where little happens."""
 
 _log = structlog.get_logger()
 
@@ -67,6 +76,17 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
                 _log.warning("fenced", why="another process took over a partition of ours; joining the group anew")
 
 
+@dataclass(slots=True)
+class _Assigned:
+    """A partition of ours."""
+
+    partition: Partition
+    producer: Producer
+    saved_at: float
+    unsaved: int = 0  # records since the last savepoint
+    offset: int = -1  # of the last record received
+
+
 class Member:
     """This process as a member of the consumer group."""
 
@@ -77,7 +97,7 @@ class Member:
         self._group = settings.cluster.group(GROUP)
         self._tally: Counter[str] = Counter()
         self._gatherers: Counter[tuple[str, str]] = Counter()
-        self._assigned: dict[TopicPartition, tuple[Partition, Producer]] = {}
+        self._assigned: dict[TopicPartition, _Assigned] = {}
         self._producers = AsyncExitStack()
         self._consumer: Consumer | None = None
 
@@ -92,6 +112,8 @@ class Member:
                     await self._write(batch)
                     if sum(map(len, batch.values())) < self._settings.batch // 4:
                         await asyncio.sleep(self._settings.linger_ms / 1000)
+                for ours in self._assigned.values():
+                    await self._save(ours)
             finally:
                 self._consumer, self._assigned = None, {}
 
@@ -114,30 +136,63 @@ class Member:
             **{
                 f"{name}_total": tally[name]
                 for name in (
-                    "gaps_opened", "gaps_closed", "trade_gaps_opened", "trade_gaps_closed", "refused", "confirmed",
-                    "trade_repeats", "lifecycle_repeats", "off_grid", "unknown_types", "foreign_records", "transactions",
+                    "gaps_opened", "gaps_closed", "trade_gaps_opened", "trade_gaps_closed", "refused", "snapshots_confirmed",
+                    "trade_repeats", "lifecycle_repeats", "ticker_repeats", "off_grid", "unknown_types", "foreign_records",
+                    "transactions", "savepoints", "aligned", "contradiction", "excluded", "corrections", "given_up",
+                    "fell_behind", "past_full",
                 )
             },
-            "markets": sum(len(partition.markets) for partition, _ in self._assigned.values()),
+            "confirmed_total": sum(each.confirmed for each in self._everybody()),
+            "markets": sum(len(ours.partition.markets) for ours in self._assigned.values()),
+            "waiting_markets": sum(ours.partition.waiting for ours in self._assigned.values()),
             "partitions": len(self._assigned),
             "lag_records": sum(self._consumer.lag().values()) if self._consumer else 0,
-            "gatherers": ", ".join(f"{name} {kind} {count}" for (name, kind), count in sorted(self._gatherers.items())),
+            "gatherers": "; ".join(f"{name} {figures}" for name, figures in sorted(self._figures().items())),
         }  # fmt: skip
+
+    def _everybody(self) -> list[Gatherer]:
+        return [each for ours in self._assigned.values() for each in ours.partition.lives.gatherers.values()]
+
+    def _figures(self) -> dict[str, str]:
+        """What each gatherer is good for, since its partitions were assigned."""
+        figures: dict[str, Counter[str]] = {}
+        newest_us: dict[str, int] = {}
+        for each in self._everybody():
+            of = figures.setdefault(each.name, Counter())
+            of["led"] += each.led
+            of["repeated"] += each.confirmed
+            of["contradicted"] += each.contradictions
+            of["behind"] += each.behind
+            newest_us[each.name] = max(newest_us.get(each.name, 0), each.newest_us)
+        for (name, kind), count in self._gatherers.items():
+            figures.setdefault(name, Counter())[kind] += count
+        front_us = max(newest_us.values(), default=0)
+        for name, us in newest_us.items():
+            figures[name]["lag_ms"] = (front_us - us) // 1000
+        return {name: ", ".join(f"{kind} {count}" for kind, count in sorted(of.items())) for name, of in figures.items()}
 
     async def _take_over(self, assigned: set[TopicPartition]) -> dict[TopicPartition, int]:
         assert self._consumer is not None
-        starts = {}
-        taken = {}
+        consumer, settings = self._consumer, self._settings
+        starts, taken = {}, {}
         for where in sorted(assigned):
-            partition = Partition(self._settings.trade_window, self._tally, self._gatherers)
+            limits = Limits(settings.window, settings.patience_us)
+            partition = Partition(settings.trade_window, self._tally, self._gatherers, limits)
             producer = Producer(self._cluster, f"{self._group}-{where.partition}", linger_ms=0)
-            taken[where] = partition, await self._producers.enter_async_context(producer)
-            reached = await restore(self._cluster, where.partition, partition)
-            committed = await self._consumer.committed(where)
-            if committed is not None and committed < reached:
-                _log.warning("offset_behind", partition=where.partition, committed=committed, events_reach=reached)
-            starts[where] = max(committed or 0, reached)
-            _log.info("restored", partition=where.partition, markets=len(partition.markets), raw_offset=starts[where])
+            await self._producers.enter_async_context(producer)
+            begun = clock.monotonic()
+            tally, gatherers = self._tally.copy(), self._gatherers.copy()
+            starts[where] = await restore(self._cluster, where.partition, partition, partial(consumer.committed, where))
+            # What was done again was counted when it was done first.
+            self._tally.clear()
+            self._tally.update(tally)
+            self._gatherers.clear()
+            self._gatherers.update(gatherers)
+            partition.notices.clear()
+            taken[where] = _Assigned(partition, producer, clock.monotonic(), offset=starts[where] - 1)
+            seconds = round(clock.monotonic() - begun, 3)
+            markets = len(partition.markets)
+            _log.info("restored", partition=where.partition, markets=markets, raw_offset=starts[where], seconds=seconds)
         self._assigned = taken
         return {where: start for where, start in starts.items() if start}
 
@@ -151,17 +206,35 @@ class Member:
         async with asyncio.TaskGroup() as tasks:
             for where, records in batch.items():
                 tasks.create_task(self._write_partition(where, records))
+        for ours in self._assigned.values():
+            if ours.unsaved and ours.saved_at + _SAVE_SECONDS < clock.monotonic():
+                await self._save(ours)
 
     async def _write_partition(self, where: TopicPartition, records: list[Record]) -> None:
-        partition, producer = self._assigned[where]
+        ours = self._assigned[where]
+        partition, producer = ours.partition, ours.producer
         async with producer.transaction():
             self._receive(where.partition, partition, producer, records)
-            await producer.commit_offsets({where: records[-1].offset + 1}, self._group)
+            ours.offset, ours.unsaved = records[-1].offset, ours.unsaved + len(records)
+            if ours.unsaved >= self._settings.save_every:
+                self._add_memories(ours)
+            await producer.commit_offsets({where: ours.offset + 1}, self._group)
         self._tally["transactions"] += 1
         for kind, (ticker, why) in partition.notices.items():
             if logs.once_a_minute(kind):
                 _log.warning(kind, market_ticker=ticker, why=why, counted=self._tally[kind])
         partition.notices.clear()
+
+    async def _save(self, ours: _Assigned) -> None:
+        if ours.unsaved:
+            async with ours.producer.transaction():
+                self._add_memories(ours)
+
+    def _add_memories(self, ours: _Assigned) -> None:
+        for memory in ours.partition.memories(ours.offset):
+            ours.producer.add(topics.MEMORY, memory.market_ticker.encode(), codec.encode(memory))
+        self._tally["savepoints"] += 1
+        ours.unsaved, ours.saved_at = 0, clock.monotonic()
 
     def _receive(self, number: int, partition: Partition, producer: Producer, records: list[Record]) -> None:
         receive, add, encode, decode, tally = partition.receive, producer.add, codec.encode, codec.decode, self._tally
@@ -184,7 +257,8 @@ class Member:
                 if topic is None:
                     assert isinstance(event, Gap)
                     topic = topics.BOOK if event.version else topics.TRADES
-                add(topic, key, encode(event), record.timestamp)
+                ticker = event.market_ticker  # type: ignore[union-attr]  # all of ours are a market's
+                add(topic, key if ticker == raw[8] else ticker.encode(), encode(event), record.timestamp)
 
     def _foreign(self, partition: Partition, record: Record, why: str) -> None:
         self._tally["foreign_records"] += 1

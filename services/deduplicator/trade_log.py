@@ -1,14 +1,16 @@
 """Trades of a partition, each once, and the gaps in a market's trades. Pure.
 
-A trade is unique by its id, whoever brings it and however late. That a trade is missing is known from the gatherer alone: a BREAK
-opens a gap, a RESUME closes it. A RESUME of the next generation that no BREAK came before (the gatherer was killed) gives both.
+A trade is unique by its id, whoever brings it and however late. That a trade is missing is known from the gatherers alone: a
+RESUME says that one vouches for the market's trades from then on, a BREAK that it does no longer. What nobody vouched for is a
+gap. A RESUME of the next generation that no BREAK came before (the gatherer was killed) is both.
 """
 
 from collections import Counter, deque
+from collections.abc import Sequence
+from typing import Any
 
 from kalshibook_core.wire.events import TRADES, Cause, Gap, RawFrame, Trade
-from services.deduplicator.alignment import NOBODY, Source, Standing, standing
-from services.deduplicator.market_log import LAG_US
+from services.deduplicator.alignment import LAG_US, Life, Lives
 
 
 class TradeWindow:
@@ -45,43 +47,65 @@ class TradeWindow:
         return trade.exchange_us if trade else 0
 
 
+class Voucher:
+    """A gatherer that vouches, or vouched last, for a market's trades: by which connection, since when."""
+
+    __slots__ = ("life", "since_us", "unread_us", "vouches")
+
+    def __init__(self, life: Life, since_us: int, vouches: bool = True, unread_us: int = -1) -> None:
+        """Make a voucher from the exchange time `since_us` on."""
+        self.life, self.since_us, self.vouches = life, since_us, vouches
+        self.unread_us = unread_us  # the time of the last trade that it could not read
+
+    def precedes(self, raw: RawFrame) -> bool:
+        """Return whether a record is of a later life of its gatherer in this market."""
+        return raw.generation > self.life.generation
+
+    def outlives(self, raw: RawFrame) -> bool:
+        """Return whether a record is of an earlier life: of the same connection for good, of another while this one vouches."""
+        return raw.generation < self.life.generation and (raw.connection == self.life.connection or self.vouches)
+
+
 class TradeLog:
     """What is known of the completeness of one market's trades."""
 
-    __slots__ = ("gap_cause", "gap_start_us", "since_us", "source", "tally", "ticker")
+    __slots__ = ("_lives", "gap_cause", "gap_start_us", "since_us", "tally", "ticker", "until_us", "vouchers")
 
-    def __init__(self, ticker: str, tally: Counter[str]) -> None:
+    def __init__(self, ticker: str, tally: Counter[str], lives: Lives) -> None:
         """Make the log of a market whose trades nobody vouched for yet."""
         self.ticker = ticker
         self.tally = tally
-        self.source: Source = NOBODY
-        self.since_us = 0
+        self._lives = lives
+        self.vouchers: dict[str, Voucher] = {}
+        self.since_us = 0  # up to this instant everything is vouched for or told as a gap
+        self.until_us = 0  # up to this instant those who no longer vouch had delivered everything
         self.gap_start_us: int | None = None
         self.gap_cause: str | None = None
 
     def broken(self, raw: RawFrame, offset: int, latest_us: int) -> list[Gap]:
-        """Return the gap that a BREAK opens; `latest_us` is the market's latest trade."""
-        found = standing(self.source, raw[1:4])
-        if self.source == NOBODY or self.gap_start_us is not None or found not in (Standing.LEADER, Standing.SUCCESSOR):
+        """Return the gap that a BREAK makes; `latest_us` is the market's latest trade."""
+        voucher = self.vouchers.get(raw.gatherer)
+        if voucher is None or not voucher.vouches or voucher.outlives(raw):
             return []
-        if found is Standing.SUCCESSOR:
-            return [self._open(raw, offset, Cause.DISCONNECT, max(self.since_us, latest_us))]
-        return [self._open(raw, offset, raw.detail, max(self.since_us, latest_us, raw.clock_us - LAG_US))]
+        voucher.vouches = False
+        if voucher.precedes(raw):
+            return self._lost(raw, offset, Cause.DISCONNECT, latest_us, voucher.life.newest_us - LAG_US)
+        return self._lost(raw, offset, raw.detail, max(latest_us, raw.clock_us - LAG_US))
 
-    def resumed(self, raw: RawFrame, offset: int, latest_us: int, ended: bool) -> list[Gap] | None:
-        """Return the gaps that a RESUME closes, None if it changes nothing."""
-        found = standing(self.source, raw[1:4])
+    def resumed(self, raw: RawFrame, offset: int, latest_us: int, ended: bool) -> list[Gap]:
+        """Return the gaps that a RESUME makes or closes."""
+        voucher = self.vouchers.get(raw.gatherer)
         made: list[Gap] = []
-        if self.gap_start_us is None:
-            if self.source != NOBODY and found is not Standing.SUCCESSOR:
-                return None
-            if self.source != NOBODY and not ended:
-                made = [self._open(raw, offset, Cause.DISCONNECT, max(self.since_us, latest_us))]
-        elif found is Standing.OUTDATED:
-            return None
+        if voucher is not None:
+            if voucher.outlives(raw) or (voucher.vouches and not voucher.precedes(raw)):
+                return []
+            if voucher.vouches and not ended:
+                voucher.vouches = False
+                made = self._lost(raw, offset, Cause.DISCONNECT, latest_us, voucher.life.newest_us - LAG_US)
+        self.vouchers[raw.gatherer] = Voucher(self._lives.of(*raw[1:4]), raw.clock_us)
         if self.gap_start_us is not None:
             made.append(self._close(raw, offset, raw.clock_us))
-        self.source, self.since_us = raw[1:4], max(self.since_us, raw.clock_us)
+        self.since_us = max(self.since_us, min(each.since_us for each in self.vouchers.values() if each.vouches))
         return made
 
     def ended(self, raw: RawFrame, offset: int) -> list[Gap]:
@@ -89,12 +113,33 @@ class TradeLog:
         return [] if self.gap_start_us is None else [self._close(raw, offset, raw.clock_us)]
 
     def unreadable(self, raw: RawFrame, offset: int, exchange_us: int) -> list[Gap]:
-        """Return the gap of a trade frame without readable content: the microsecond it happened in, or as long as it may lag."""
-        if self.source == NOBODY or self.gap_start_us is not None:
+        """Return the gap of a trade frame without readable content: the microsecond it happened in, or as long as it may lag.
+
+        It is one only if nobody who vouches could read it.
+        """
+        voucher = self.vouchers.get(raw.gatherer)
+        if voucher is None or self.gap_start_us is not None:
             return []
+        voucher.unread_us = exchange_us
+        if any(each.vouches and each.unread_us != exchange_us for each in self.vouchers.values()):
+            return []
+        for each in self.vouchers.values():
+            each.unread_us = -1
         start_us = exchange_us or max(self.since_us, raw.clock_us - LAG_US)
         opened = self._open(raw, offset, Cause.PARSE_FAILURE, start_us)
         return [opened, self._close(raw, offset, start_us + 1 if exchange_us else raw.clock_us)]
+
+    def _lost(self, raw: RawFrame, offset: int, cause: str, until_us: int, alive_us: int = 0) -> list[Gap]:
+        """One vouches no longer: a gap, unless another did before it ended.
+
+        It had delivered everything up to `until_us`; killed without a word, perhaps to `alive_us`.
+        """
+        self.until_us = max(self.until_us, until_us, self.since_us)
+        others = [each.since_us for each in self.vouchers.values() if each.vouches]
+        if self.gap_start_us is not None or (others and min(others) <= max(self.until_us, alive_us)):
+            return []
+        opened = self._open(raw, offset, cause, self.until_us)
+        return [opened, self._close(raw, offset, min(others))] if others else [opened]
 
     def _open(self, raw: RawFrame, offset: int, cause: str, start_us: int) -> Gap:
         self.gap_start_us, self.gap_cause = start_us, str(cause)
@@ -115,3 +160,16 @@ class TradeLog:
             self.ticker, 0, effective_us, TRADES, start_us, end_us, self.gap_cause or "", raw.recv_us, 0,
             raw.gatherer, raw.connection, raw.generation, offset,
         )  # fmt: skip
+
+    def state(self) -> list[Any]:
+        """Return what `restore` needs, as JSON can hold it."""
+        vouchers = [
+            (name, each.life.connection, each.life.generation, each.since_us, each.vouches, each.unread_us)
+            for name, each in self.vouchers.items()
+        ]
+        return [self.since_us, self.until_us, self.gap_start_us, self.gap_cause, vouchers]
+
+    def restore(self, state: Sequence[Any]) -> None:
+        """Become the log that gave this state."""
+        self.since_us, self.until_us, self.gap_start_us, self.gap_cause, vouchers = state
+        self.vouchers = {each[0]: Voucher(self._lives.of(*each[:3]), *each[3:]) for each in vouchers}

@@ -6,10 +6,11 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 
 from kalshibook_core.kafka import topics
@@ -17,17 +18,17 @@ from kalshibook_core.kafka.cluster import Cluster, partition_of
 from kalshibook_core.kafka.consumer import Consumer, TopicPartition
 from kalshibook_core.kafka.producer import Producer
 from kalshibook_core.kafka.reader import read_partition
-from kalshibook_core.orderbook.checksum import to_signed
 from kalshibook_core.wire import codec
-from kalshibook_core.wire.events import BookDelta, BookSnapshot, Checkpoint, Gap, Lifecycle, MarketMemory, RawFrame, Ticker, Trade
+from kalshibook_core.wire.events import BookDelta, BookSnapshot, Gap, Lifecycle, RawFrame, Ticker, Trade
+from kalshibook_tools.verify import copies, truth
 from services.deduplicator.partition import Partition
-from services.deduplicator.restore import restore
+from services.deduplicator.restore import BrokenLog, restore
 from tests.unit.deduplicator.source import T0, Source
 
 DEADLINE = 120
 FRAMES = 4000
 WINDOW = 7  # trades; few, so that what a restart reads of them is a tail
-WRITTEN = (topics.BOOK, topics.TRADES, topics.TICKERS, topics.LIFECYCLE, topics.MEMORY)
+WRITTEN = (topics.BOOK, topics.TRADES, topics.TICKERS, topics.LIFECYCLE)
 Streams = dict[tuple[str, int], list[object]]
 
 
@@ -59,9 +60,9 @@ def life(seed: int) -> Iterator[RawFrame]:
                 yield g.raw("FRAME", "orderbook_delta", at, b"\xff not a message")
 
 
-async def publish(cluster: Cluster, seed: int) -> None:
+async def publish(cluster: Cluster, seed: int, raws: Iterable[RawFrame] = ()) -> None:
     async with Producer(cluster) as producer:
-        for raw in life(seed):
+        for raw in raws or life(seed):
             producer.add(topics.RAW, raw.market_ticker.encode(), codec.encode(raw))
         producer.add(topics.RAW, b"KXKILL-0.5", b"not ours")
         producer.add(topics.RAW, b"KXKILL-1.5", codec.encode(next(life(seed)))[:-9])
@@ -79,10 +80,7 @@ async def quiet(cluster: Cluster) -> Streams:
             except codec.Undecodable:
                 continue
             for event in partition.receive(raw, record.offset):
-                if isinstance(event, MarketMemory):
-                    name = topics.MEMORY.name
-                else:
-                    name = f"kalshi.{kinds.get(type(event)) or ('book' if event.version else 'trades')}.v1"  # type: ignore[union-attr]
+                name = f"kalshi.{kinds.get(type(event)) or ('book' if event.version else 'trades')}.v1"  # type: ignore[union-attr]
                 made[name, number].append(event)
     return made
 
@@ -105,6 +103,7 @@ def deduplicator(cluster: Cluster, log: Path) -> Iterator[subprocess.Popen[bytes
         "KB_DEDUPLICATOR_BATCH": "40",
         "KB_DEDUPLICATOR_LINGER_MS": "0",
         "KB_DEDUPLICATOR_TRADE_WINDOW": str(WINDOW),
+        "KB_DEDUPLICATOR_SAVE_EVERY": "150",  # so that a restart has savepoints behind it, and something to do again
     }
     with log.open("ab") as out:
         process = subprocess.Popen([sys.executable, "-m", "services.deduplicator"], env=env, stderr=out)
@@ -130,26 +129,6 @@ class Progress:
                 self.count += sum(map(len, (await self._consumer.poll(timeout_ms=100)).values()))
 
 
-async def save_checkpoints(cluster: Cluster) -> None:
-    """What a reconstructor would have saved by now."""
-    async with Producer(cluster) as producer:
-        for number in range(cluster.partitions):
-            partition, end = Partition(), 0
-            offsets: dict[str, int] = {}
-            async for record in read_partition(cluster, topics.BOOK, number):
-                event, end = codec.decode(record.value), record.offset + 1
-                partition.replay(event)
-                offsets[event.market_ticker] = record.offset
-            for ticker, at in offsets.items():
-                log = partition.markets[ticker].book
-                checksum = to_signed(log.book.checksum)
-                saved = Checkpoint(
-                    ticker, log.version, log.effective_us, list(log.book.yes), list(log.book.no), checksum,
-                    log.gap_start_us, log.gap_cause, *log.leader, at, end,
-                )  # fmt: skip
-                producer.add(topics.CHECKPOINTS, ticker.encode(), codec.encode(saved))
-
-
 async def expect(cluster: Cluster, expected: Streams, progress: Progress) -> None:
     await progress.reach(sum(len(events) for (name, _), events in expected.items() if name == topics.BOOK.name))
     async with asyncio.timeout(DEADLINE):
@@ -172,13 +151,33 @@ async def test_killed_at_random_points_it_writes_what_it_would_have_written(clus
                 process.kill()
             progress.processes = []
             assert progress.count < total  # it was killed in mid-stream
-            if part % 2:
-                await save_checkpoints(cluster)
         with deduplicator(cluster, tmp_path / "log") as process:
             progress.processes = [process]
             await expect(cluster, expected, progress)
             process.send_signal(signal.SIGTERM)
             assert process.wait(30) == 0, (tmp_path / "log").read_text()
+
+
+async def test_three_gatherers_and_a_killed_deduplicator_make_the_true_stream(cluster: Cluster, tmp_path: Path) -> None:
+    rng = random.Random(7)
+    happened = truth.generate(4000, seed=7, tickers=9)
+    raws = [told.raw for told in copies.publish(happened, ["g1", "g2", "g3"], seed=7, hurts=copies.Hurts())]
+    await publish(cluster, 7, raws)
+    expected = await quiet(cluster)
+    total = sum(len(events) for (name, _), events in expected.items() if name == topics.BOOK.name)
+    assert total < len(raws) / 2
+    async with Consumer(cluster, [topics.BOOK]) as reader:
+        progress = Progress(reader, [])
+        for part in range(1, 5):
+            with deduplicator(cluster, tmp_path / "log") as process:
+                progress.processes = [process]
+                await progress.reach(max(progress.count + 1, total * part // 6 + rng.randrange(-50, 50)))
+                process.kill()
+            progress.processes = []
+            assert progress.count < total
+        with deduplicator(cluster, tmp_path / "log") as process:
+            progress.processes = [process]
+            await expect(cluster, expected, progress)
 
 
 async def test_a_second_process_joins_and_a_frozen_one_comes_back(cluster: Cluster, tmp_path: Path) -> None:
@@ -214,18 +213,45 @@ async def test_fenced_it_writes_nothing_more_and_begins_anew(cluster: Cluster, t
     assert '"event": "fenced"' in (tmp_path / "log").read_text()
 
 
-async def test_a_partition_whose_old_trades_are_gone_is_restored(cluster: Cluster) -> None:
-    trades = [Trade("KXKILL-0.5", f"t{n}", T0 + n, T0, 1, 9999, 1, 0, None, "g1", 0, T0, 2, n, n) for n in range(100)]
+async def test_trades_before_a_savepoint_are_known_though_the_oldest_are_gone(cluster: Cluster) -> None:
     key = b"KXKILL-0.5"
+    trades = [Trade(key.decode(), f"t{n}", T0 + n, T0, 1, 9999, 1, 0, None, "g1", 0, T0, 2, n, n) for n in range(100)]
     where = TopicPartition(cluster.topic(topics.TRADES), partition_of(key, cluster.partitions))
+    saved = Partition()
+    saved.receive(Source(ticker=key.decode()).resumed(1), 89)
     async with Producer(cluster) as producer:
         for trade in trades:
             producer.add(topics.TRADES, key, codec.encode(trade))
+        for memory in saved.memories(89):
+            producer.add(topics.MEMORY, key, codec.encode(memory))
     client = AIOKafkaAdminClient(bootstrap_servers=cluster.brokers)
     await client.start()
     await client.delete_records({where: RecordsToDelete(before_offset=50)})
     await client.close()
-    for size in (1, 7, 45, 60):
+
+    async def committed() -> int:
+        return 90
+
+    for size in (1, 7, 35, 60):
         partition = Partition(size)
-        assert await restore(cluster, where.partition, partition) == 100
-        assert [f"t{n}" in partition.window for n in range(100)] == [n >= max(50, 100 - size) for n in range(100)]
+        assert await restore(cluster, where.partition, partition, committed) == 90
+        assert [f"t{n}" in partition.window for n in range(100)] == [max(50, 90 - size) <= n < 90 for n in range(100)]
+
+
+async def test_a_log_that_is_not_what_the_raw_records_make_is_not_continued(cluster: Cluster) -> None:
+    source = Source(ticker="KXKILL-0.5")
+    raws = [source.snapshot(1, {4800: 5}, {}), source.delta(2, "yes", 4800, 1), source.delta(3, "yes", 4800, 1)]
+    number = partition_of(b"KXKILL-0.5", cluster.partitions)
+    made = Partition()
+    events = [event for offset, raw in enumerate(raws) for event in made.receive(raw, offset)]
+    await publish(cluster, 0, raws)
+    async with Producer(cluster) as producer:
+        assert isinstance(events[1], BookDelta)
+        for event in (events[0], events[1]._replace(checksum=7)):
+            producer.add(topics.BOOK, b"KXKILL-0.5", codec.encode(event))
+
+    async def committed() -> int:
+        return 2
+
+    with pytest.raises(BrokenLog, match="checksum 7"):
+        await restore(cluster, number, Partition(), committed)

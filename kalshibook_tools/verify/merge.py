@@ -1,0 +1,262 @@
+"""Whether what the deduplicator makes of several hurt copies is the truth, event by event; and if not, where.
+
+Each canonical event names the raw record it was made of, and of each raw record it is known which event of the truth it carried,
+so nothing is compared by likeness: of a thousand equal deltas in one microsecond the right one must stand in the right place.
+
+    lost        events that are not in the stream although no gap is told there
+    extra       events that are in it twice, or where they do not belong
+    wrong       an event whose content, time, version or checksum is not the true one; a gap whose cause was none
+    false_gaps  gaps told although a copy stood there that was known to be whole: it had two timestamps in common with the log, or
+    its
+                snapshot was older than what the last one before it had surely delivered
+    unseen      events in a gap that no copy heard
+    seen        events in a gap that a copy heard, but none whose place in the log could be known then
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from kalshibook_core.kalshi import messages
+from kalshibook_core.orderbook import Book, CorruptBook
+from kalshibook_core.orderbook.checksum import to_signed
+from kalshibook_core.wire.events import BOOK, TRADES, BookDelta, BookEvent, BookSnapshot, Cause, Gap, RawFrame, Trade
+from kalshibook_tools.verify.copies import CHANNEL_OF, Told
+from kalshibook_tools.verify.truth import Event
+from services.deduplicator.alignment import LAG_US
+from services.deduplicator.market_log import Limits
+from services.deduplicator.partition import Partition
+
+DIFFERENCES: Final = ("lost", "extra", "wrong", "false_gaps")
+
+
+@dataclass(slots=True)
+class Result:
+    """What was found; `differences` are none if the promise holds."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    told: list[str] = field(default_factory=list)
+
+    def differs(self, kind: str, why: str) -> None:
+        """Note a difference."""
+        self.counts[kind] += 1
+        if len(self.told) < 20:
+            self.told.append(f"{kind}: {why}")
+
+    @property
+    def differences(self) -> int:
+        """How many there are."""
+        return sum(self.counts[kind] for kind in DIFFERENCES)
+
+
+@dataclass(slots=True)
+class _Run:
+    """A contiguous run of the truth that a copy delivered of a market: from the book after `start` events to that after `end`."""
+
+    life: tuple[int, int]
+    start: int
+    end: int
+    offset: int
+    known_us: int
+
+
+@dataclass(slots=True)
+class _Market:
+    """What is true of a market, what its copies delivered so far, and how far the log is."""
+
+    events: list[Event] = field(default_factory=list)
+    trades: set[str] = field(default_factory=set)
+    runs: dict[str, _Run | None] = field(default_factory=dict)
+    lives: dict[str, tuple[int, int]] = field(default_factory=dict)
+    heard: set[int] = field(default_factory=set)
+    heard_trades: set[str] = field(default_factory=set)
+    traded: set[str] = field(default_factory=set)
+    causes: set[str] = field(default_factory=set)
+    book: Book = field(default_factory=Book)
+    version: int = 0
+    effective_us: int = 0
+    number: int = -1  # the log's book is that after so many events; -1: none yet
+    first: int = 0  # since its last whole book: after so many
+    gap: Gap | None = None
+    ended_us: int = 0  # effective time of the last event before it
+
+
+def compare(
+    truth: Sequence[Event], told: Iterable[Told], limits: Limits, progress: Callable[[int], None] = lambda _: None
+) -> Result:
+    """Merge the raw records and compare what comes out with the truth."""
+    markets: dict[str, _Market] = {}
+    for event in truth:
+        market = markets.setdefault(event.ticker, _Market())
+        if CHANNEL_OF[event.kind] == BOOK:
+            market.events.append(event)
+        else:
+            market.trades.add(event.trade_id)
+    result, partition, numbers = Result(), Partition(limits=limits), list[int]()
+    counts = result.counts
+    for offset, (raw, number) in enumerate((each.raw, each.number) for each in told):
+        numbers.append(number)
+        heard = markets.get(raw.market_ticker)
+        ended = _hear(heard, raw, number, offset) if heard is not None else None
+        for made in partition.receive(raw, offset):
+            if isinstance(made, BookDelta | BookSnapshot | Gap):
+                market = markets[made.market_ticker]
+                if isinstance(made, Gap) and not made.version:
+                    counts["trade_gaps"] += 1
+                else:
+                    _Check(result, market, limits, numbers, raw, ended).take(made)
+            elif isinstance(made, Trade):
+                market = markets[made.market_ticker]
+                counts["trades"] += 1
+                if made.trade_id in market.traded or made.trade_id not in market.trades:
+                    result.differs("extra", f"trade {made.trade_id}")
+                market.traded.add(made.trade_id)
+        if offset % 10_000 == 0:
+            progress(offset)
+    for market in markets.values():
+        counts["events"] += len(market.events)
+        tail = len(market.events) - max(market.number, 0)
+        if tail and market.gap is None and (market.number >= 0 or market.heard):
+            # The last of a stream that a copy lost and nobody could notice yet, or that waits for the proof of its place.
+            waits = sum(1 for n in market.heard if n > market.number)
+            counts["unfinished"] += tail - waits
+            counts["waiting"] += waits
+        for trade_id in market.heard_trades - market.traded:
+            result.differs("lost", f"trade {trade_id}")
+    counts["records"] = len(numbers)
+    for gatherer in partition.lives.gatherers.values():
+        counts["contradictions"] += gatherer.contradictions
+    for kind in ("corrections", "given_up", "fell_behind", "aligned"):
+        counts[kind] = partition.tally[kind]
+    return result
+
+
+def _hear(market: _Market, raw: RawFrame, number: int, offset: int) -> _Run | None:
+    """Follow what a copy delivers; return the run that this record ends."""
+    name, life = raw.gatherer, (raw.connection, raw.generation)
+    ended = None
+    if raw.kind == "FRAME" and raw.channel == TRADES and b'"type":"trade"' in raw.payload:
+        market.heard_trades.add(messages.envelope(raw.payload).msg["trade_id"])
+    if raw.channel != BOOK or raw.kind == "STALE":
+        return None
+    run = market.runs.get(name)
+    if run is not None and run.life != life and life[1] > run.life[1]:
+        ended, run, market.runs[name] = run, None, None
+        market.causes.add(Cause.DISCONNECT)
+    if raw.kind == "BREAK":
+        market.causes.add(raw.detail)
+        ended, market.runs[name] = run, None
+    elif number >= 0:
+        snapshot = b'"orderbook_snapshot"' in raw.payload[:40]
+        if run is None:
+            if snapshot:
+                market.runs[name] = _Run(life, number, number, offset, raw.clock_us)
+        else:
+            run.end = max(run.end, number)
+            market.heard.update((number,))
+    return ended
+
+
+@dataclass(slots=True)
+class _Check:
+    """One canonical event against the truth."""
+
+    result: Result
+    market: _Market
+    limits: Limits
+    numbers: list[int]
+    raw: RawFrame
+    ended: _Run | None
+
+    def take(self, made: BookEvent) -> None:
+        """Check it, and follow it."""
+        market, differs = self.market, self.result.differs
+        where = f"{made.market_ticker} version {made.version}"
+        if made.version != market.version + 1 or made.effective_us < market.effective_us:
+            differs("wrong", f"{where} after {market.version}, effective {made.effective_us - market.effective_us} µs later")
+        match made:
+            case Gap():
+                self._gap(made, where)
+            case BookSnapshot():
+                self._snapshot(made, where)
+            case BookDelta():
+                self._delta(made, where)
+        market.version, market.effective_us = made.version, made.effective_us
+        if to_signed(market.book.checksum) != made.checksum:
+            differs("wrong", f"{where}: its checksum is not that of the book")
+
+    def _delta(self, made: BookDelta, where: str) -> None:
+        market = self.market
+        number = self.numbers[made.raw_offset]
+        event = market.events[number - 1]
+        self._follows(number, where)
+        if (made.side, made.price, made.delta) != event.delta or made.exchange_us != event.us:
+            self.result.differs("wrong", f"{where}: {made} is not {event}")
+        try:
+            market.book.apply(made.side, made.price, made.delta)
+        except CorruptBook as error:
+            self.result.differs("wrong", f"{where}: {error}")
+
+    def _snapshot(self, made: BookSnapshot, where: str) -> None:
+        market, gap = self.market, self.market.gap
+        number = self.numbers[made.raw_offset]
+        self.result.counts["snapshots"] += 1
+        market.book = Book(made.yes, made.no)
+        true = self._book_after(number)
+        if market.book != true:
+            self.result.differs("wrong", f"{where}: not the book after event {number}")
+        if market.number >= 0 and gap is None:
+            self._follows(number, where)
+            return
+        if gap is not None:
+            if (made.gap_start_us, made.gap_cause) != (gap.start_us, gap.cause):
+                self.result.differs("wrong", f"{where}: it does not end the gap before it")
+            if number < market.number:
+                self.result.differs("extra", f"{where}: begins anew {market.number - number} events before the log's end")
+            for n in range(market.number + 1, number + 1):
+                self.result.counts["seen" if n in market.heard else "unseen"] += 1
+                # An event older than the log's last, whose snapshot's clock was late, would have taken effect with it.
+                if (
+                    market.events[n - 1].delta
+                    and not gap.start_us <= max(market.events[n - 1].us, market.ended_us) <= made.effective_us
+                ):
+                    self.result.differs("lost", f"{where}: event {n} at {market.events[n - 1].us} lies outside the gap")
+        market.gap, market.number, market.first = None, number, number
+
+    def _follows(self, number: int, where: str) -> None:
+        market = self.market
+        self.result.counts["followed"] += 1
+        if number > market.number + 1:
+            for n in range(market.number + 1, number):
+                self.result.differs("lost", f"{where}: event {n}, with no gap told")
+        elif number <= market.number:
+            self.result.differs("extra", f"{where}: event {number} after event {market.number}")
+        market.number = number
+
+    def _gap(self, made: Gap, where: str) -> None:
+        market = self.market
+        self.result.counts["gaps"] += 1
+        if made.cause not in market.causes:
+            self.result.differs("wrong", f"{where}: the cause {made.cause} was none")
+        vouched_us = self.raw.clock_us - LAG_US if self.raw.kind == "BREAK" and self.ended is not None else 0
+        for name, run in market.runs.items():
+            if run is not None and run.start <= market.number and market.number - run.end <= self.limits.events:
+                shared = [e.us for e in market.events[max(run.start, market.first) : min(run.end, market.number)] if e.delta]
+                if (shared and shared[0] != shared[-1]) or (run.known_us <= vouched_us and run.start >= market.first):
+                    self.result.differs(
+                        "false_gaps", f"{where}: {name} stood there, from {run.start} to {run.end} of {market.number}"
+                    )
+        market.gap, market.ended_us = made, market.effective_us
+
+    def _book_after(self, number: int) -> Book:
+        # Backwards to a whole book, then forwards; the truth begins with empty books.
+        events, at = self.market.events, number
+        while at and events[at - 1].book is None:
+            at -= 1
+        whole = events[at - 1].book if at else None
+        book = whole.copy() if whole is not None else Book()
+        for event in events[at:number]:
+            assert event.delta is not None
+            book.apply(*event.delta)
+        return book

@@ -1,0 +1,188 @@
+"""Several gatherers: hurt copies of one truth, also hurt at the same time, make the true stream; what nobody heard is a gap."""
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kalshibook_core.orderbook import Book
+from kalshibook_core.wire import codec
+from kalshibook_core.wire.events import BookDelta, BookSnapshot, Event, Gap, Lifecycle, MarketMemory, RawFrame, Ticker, Trade
+from kalshibook_tools.verify import copies, merge, truth
+from services.deduplicator.market_log import LIMITS, Limits
+from services.deduplicator.partition import Partition
+from tests.unit.deduplicator.source import T0, TICKER, Source
+from tests.unit.deduplicator.test_rules import brief, receive
+
+S = 1_000_000
+
+
+@given(st.integers(0, 10**9), st.integers(1, 5), st.integers(1, 5))
+@settings(max_examples=25, deadline=None)
+def test_hurt_copies_make_the_true_stream(seed: int, gatherers: int, harm: int) -> None:
+    hurts = copies.Hurts(300 * harm, 1000, 300 * harm, 150 * harm, 80 * harm, 80 * harm, 60 * harm, 60 * harm, 900)
+    happened = truth.generate(1500, seed)
+    result = merge.compare(happened, copies.publish(happened, [f"g{n}" for n in range(gatherers)], seed, hurts), LIMITS)
+    assert not result.differences, result.told
+
+
+def test_whole_copies_make_the_true_stream_without_a_gap() -> None:
+    happened = truth.generate(3000, 1)
+    result = merge.compare(happened, copies.publish(happened, ["g1", "g2", "g3"], 1, copies.NO_HURTS), LIMITS)
+    assert (result.differences, result.counts["gaps"], result.counts["trade_gaps"]) == (0, 0, 0)
+    assert result.counts["followed"] > 2700
+
+
+@given(st.integers(0, 10**9), st.data())
+@settings(max_examples=20, deadline=None)
+def test_a_restart_leaves_no_trace_among_several(seed: int, data: st.DataObject) -> None:
+    happened = truth.generate(400, seed, tickers=2)
+    hurts = copies.Hurts(3000, 3000, 3000, 2000, 2000, 1000, 1000, 1000, 300)
+    raws = [told.raw for told in copies.publish(happened, ["g1", "g2", "g3"], seed, hurts)]
+    limits = Limits(data.draw(st.sampled_from([5, 60, 10_000])))
+    undisturbed, partition = [], Partition(limits=limits)
+    for offset, raw in enumerate(raws):
+        undisturbed.append(list(partition.receive(raw, offset)))
+    cut = data.draw(st.integers(0, len(raws)))
+    savepoints = data.draw(st.lists(st.integers(0, cut), max_size=3))
+    assert again(raws, cut, savepoints, limits) == undisturbed[cut:]
+
+
+def again(raws: Sequence[RawFrame], cut: int, savepoints: Sequence[int], limits: Limits) -> list[list[Event]]:
+    memories: dict[str, MarketMemory] = {}
+    killed, trades = Partition(limits=limits), []
+    for offset, raw in enumerate(raws[:cut]):
+        trades += [event for event in killed.receive(raw, offset) if isinstance(event, Trade)]
+        if offset + 1 in savepoints:
+            memories |= {m.market_ticker: codec.decode(codec.encode(m)) for m in killed.memories(offset)}
+    partition = Partition(limits=limits)
+    since = partition.restore(memories.values(), trades)
+    for offset in range(since, cut):
+        partition.receive(raws[offset], offset)
+    return [list(partition.receive(raw, offset)) for offset, raw in enumerate(raws[cut:], cut)]
+
+
+def trio() -> list[Source]:
+    return [Source(f"g{n}", generation=T0 + n) for n in (1, 2, 3)]
+
+
+def begun(sources: Sequence[Source]) -> list[RawFrame]:
+    """All have one book and two timestamps in common."""
+    raws = [source.snapshot(10 * S, {4800: 1000}, {}) for source in sources]
+    for at in (11 * S, 12 * S):
+        raws += [source.delta(at, "yes", 4800, 100) for source in sources]
+    return raws
+
+
+def test_equal_deltas_of_one_microsecond_stay_as_many_as_they_are() -> None:
+    sources = trio()
+    burst = [source.delta(13 * S, "yes", 4800, change) for source in sources for change in (100, -100, 100, 100, -100)]
+    events = receive(*begun(sources), *burst)
+    assert [event.delta for event in events if isinstance(event, BookDelta)][2:] == [100, -100, 100, 100, -100]
+
+
+def test_the_stream_goes_on_without_a_gap_when_its_leader_is_cut() -> None:
+    a, b, _ = trio()
+    raws = [*begun([a, b]), a.delta(13 * S, "yes", 4800, 100), a.broken(13 * S)]
+    raws += [b.delta(13 * S, "yes", 4800, 100), b.delta(14 * S, "no", 1, 1)]
+    assert [kind for kind, *_ in brief(receive(*raws))] == ["snapshot", "delta", "delta", "delta", "delta"]
+
+
+def test_one_who_broke_before_it_came_to_the_logs_end_leaves_a_gap_there() -> None:
+    a, b, _ = trio()
+    raws = [*begun([a, b]), a.delta(33 * S, "yes", 4800, 100), a.broken(33 * S), b.broken(12 * S, cause="silent_socket")]
+    assert brief(receive(*raws))[-1] == ("gap", 5, 33 * S, "silent_socket")
+
+
+def test_an_altered_delta_is_found_and_its_source_excluded() -> None:
+    a, b, c = trio()
+    partition = Partition()
+    raws = [*begun([a, b, c]), a.delta(13 * S, "yes", 4800, 100), b.delta(13 * S, "yes", 4800, 777)]
+    raws += [c.delta(13 * S, "yes", 4800, 100), b.delta(14 * S, "yes", 4800, 1), a.delta(15 * S, "yes", 4800, 5)]
+    events = receive(*raws, partition=partition)
+    assert [event.delta for event in events if isinstance(event, BookDelta)] == [100, 100, 100, 5]
+    assert partition.tally["contradiction"] == 1 and not partition.tally["corrections"]
+
+
+def test_two_who_reorder_events_agree_again_after_them() -> None:
+    a, b, _ = trio()
+    partition = Partition()
+    raws = [*begun([a, b]), a.delta(13 * S, "yes", 4800, 100), a.delta(14 * S, "no", 1, 1), a.delta(15 * S, "no", 2, 1)]
+    raws += [b.delta(14 * S, "no", 1, 1), b.delta(13 * S, "yes", 4800, 100), b.delta(15 * S, "no", 2, 1), a.broken(16 * S)]
+    raws.append(b.delta(16 * S, "no", 3, 1))
+    assert brief(receive(*raws, partition=partition))[-1] == ("delta", 7, 16 * S, (1, 3, 1))
+    assert partition.tally["contradiction"] == 1
+
+
+def test_a_liar_who_led_is_corrected_by_the_majority() -> None:
+    a, b, c = trio()
+    partition = Partition()
+    raws = [*begun([a, b, c]), a.delta(13 * S, "yes", 4800, 777), b.delta(13 * S, "yes", 4800, 100)]
+    raws += [c.delta(13 * S, "yes", 4800, 100), b.delta(14 * S, "no", 1, 1), a.delta(15 * S, "no", 1, 1)]
+    events = receive(*raws, partition=partition)
+    gap, snapshot, *after = events[4:]
+    assert isinstance(gap, Gap) and gap.start_us == T0 + 12 * S
+    assert isinstance(snapshot, BookSnapshot) and Book(snapshot.yes, snapshot.no) == Book([(4800, 1200)])
+    assert [event.delta for event in after if isinstance(event, BookDelta)] == [100, 1]
+    assert (partition.tally["excluded"], partition.tally["corrections"]) == (1, 1)
+
+
+def test_a_quiet_markets_newcomer_is_placed_by_the_clock_of_its_connection() -> None:
+    a, b, _ = trio()
+    other = Source("g1", generation=T0 + 1, ticker="KXOTHER")
+    partition = Partition()
+    raws = [a.snapshot(10 * S, {1: 1}, {}), b.snapshot(11 * S, {1: 1}, {}), other.snapshot(10 * S, {}, {})]
+    raws += [other.delta(40 * S, "yes", 1, 1), a.broken(40 * S), b.delta(41 * S, "yes", 1, 1)]
+    mine = [event for event in receive(*raws, partition=partition) if event.market_ticker == TICKER]  # type: ignore[attr-defined]
+    assert [kind for kind, *_ in brief(mine)] == ["snapshot", "delta"]
+
+
+def test_trades_are_missing_only_if_nobody_vouched() -> None:
+    a, b, _ = trio()
+    raws = [a.resumed(S), b.resumed(2 * S), a.trade(30 * S, "t1"), a.broken(40 * S, "trade"), b.trade(41 * S, "t2")]
+    assert brief(receive(*raws)) == [("trade", "t1"), ("trade", "t2")]
+    raws += [b.broken(60 * S, "trade"), a.resumed(70 * S)]
+    assert brief(receive(*raws))[2:] == [("trade gap", 50 * S, None, "disconnect"), ("trade gap", 50 * S, 70 * S, "disconnect")]
+    late = [a.resumed(S), b.resumed(38 * S), a.broken(40 * S, "trade")]  # b came after what a may have lost
+    assert brief(receive(*late)) == [("trade gap", 30 * S, None, "disconnect"), ("trade gap", 30 * S, 38 * S, "disconnect")]
+
+
+def test_definitions_of_several_gatherers_are_one_sequence() -> None:
+    sources = trio()
+    words = ["activated", "deactivated", "activated", "determined"]
+    partition = Partition()
+    raws = [source.lifecycle(n, event_type=word) for source in sources for n, word in enumerate(words)]
+    raws += [source.rest(n, status=word) for source in sources for n, word in enumerate(["a", "b", "a"])]
+    events = receive(*raws, partition=partition)
+    assert [event.event_type for event in events if isinstance(event, Lifecycle)] == [*words, "market", "market", "market"]
+    assert partition.tally["lifecycle_repeats"] == 14
+
+
+def test_tickers_come_once_and_never_go_back() -> None:
+    def ticker(source: Source, at: int, price: str) -> RawFrame:
+        msg = {"market_ticker": TICKER, "price_dollars": price, "ts_ms": (T0 + at) // 1000}
+        return source.frame("ticker", at, {"type": "ticker", "msg": msg})
+
+    a, b, _ = trio()
+    raws = [
+        ticker(a, S, "0.1000"),
+        ticker(a, S, "0.2000"),
+        ticker(b, S, "0.1000"),
+        ticker(b, S, "0.2000"),
+        ticker(a, 2 * S, "0.3000"),
+    ]
+    raws += [ticker(b, S, "0.4000"), ticker(b, 2 * S, "0.3000")]
+    assert [event.price for event in receive(*raws) if isinstance(event, Ticker)] == [1000, 2000, 3000]
+
+
+@pytest.mark.parametrize("gatherers", [2, 5])
+def test_a_log_remembers_no_more_than_it_is_told_to(gatherers: int) -> None:
+    sources = [Source(f"g{n}", generation=T0 + n) for n in range(gatherers)]
+    partition = Partition(limits=Limits(200))
+    raws = begun(sources)
+    raws += [sources[0].delta(13 * S + n, "yes", 1 + n % 9, 1) for n in range(1000)]  # the others lag by more than the window
+    receive(*raws, partition=partition)
+    log = partition.markets[TICKER].book
+    assert len(log.window.sums) <= 400
+    assert partition.tally["fell_behind"] == gatherers - 1
