@@ -477,18 +477,22 @@ class MarketLog:
     def _not_behind(self, source: Source) -> bool:
         """Return whether a seeker's book cannot be older than the log's end: if it were, its events would come a second time.
 
-        The gatherer that the last event came from cannot. Another one's clock may be late; but a book that the log had, and which
-        is not its last, is perhaps that one, until its connection has delivered something later.
+        The gatherer that the last event came from cannot be. Another's clock may be late, so a snapshot alone is believed only if it
+        is the log's last book, or none the log had in the seconds before, or once its connection has delivered something later.
         """
         if not self.version or source.heard or source.life.gatherer.name == self._leader:
             return True
         assert source.base is not None
+        window, last_us = self.window, self.window.times[-1]
+        if source.base_us:  # it has yet to deliver what the log has after that
+            return source.base_us > last_us or (source.base_us == last_us and source.checksum == self.book.checksum)
+        if source.known_us < self.effective_us:
+            return False
         later_us = self.effective_us + LAG_US
-        return source.known_us >= self.effective_us and (
-            source.known_us >= later_us
-            or source.life.newest_us >= later_us
-            or all(version == self.window.head for version in self.window.places(source.base.checksum, ()))
-        )
+        if source.known_us >= later_us or source.life.newest_us >= later_us:
+            return True
+        places = window.places(source.base.checksum, ())
+        return places == [window.head] or (not places and 0 < window.times[0] <= source.known_us - LAG_US)
 
     def _begin(self, source: Source, alike: Sequence[Source] = ()) -> None:
         """Begin the log anew with a seeker's book; `alike` have the same."""
