@@ -477,18 +477,22 @@ class MarketLog:
     def _not_behind(self, source: Source) -> bool:
         """Return whether a seeker's book cannot be older than the log's end: if it were, its events would come a second time.
 
-        The gatherer that the last event came from cannot be. Another's clock may be late, so a snapshot alone is believed only if it
-        is the log's last book, or none the log had in the seconds before, or once its connection has delivered something later.
+        The gatherer that the last event came from cannot be. Another's clock may be late, so a snapshot alone is believed only
+        if it is the log's last book, or none the log had in the seconds before, or once its connection delivered something later.
         """
         if not self.version or source.heard or source.life.gatherer.name == self._leader:
             return True
         assert source.base is not None
-        window, last_us = self.window, self.window.times[-1]
-        if source.base_us:  # it has yet to deliver what the log has after that
-            return source.base_us > last_us or (source.base_us == last_us and source.checksum == self.book.checksum)
+        window, last_us, later_us = self.window, self.window.times[-1], self.effective_us + LAG_US
+        if source.base_us:
+            if source.base_us > (last_us or self.effective_us):
+                return True
+            if source.base_us >= last_us and source.checksum == self.book.checksum:
+                return True
+            # Of a log with deltas it has yet to deliver the last; one only just begun may be younger than its clock said.
+            return not last_us and source.life.newest_us >= later_us
         if source.known_us < self.effective_us:
             return False
-        later_us = self.effective_us + LAG_US
         if source.known_us >= later_us or source.life.newest_us >= later_us:
             return True
         places = window.places(source.base.checksum, ())
