@@ -25,7 +25,7 @@ from kalshibook_core.wire.events import BOOK, TRADES, BookDelta, BookEvent, Book
 from kalshibook_tools.verify.copies import CHANNEL_OF, Told
 from kalshibook_tools.verify.truth import Event
 from services.deduplicator.alignment import LAG_US
-from services.deduplicator.market_log import Limits
+from services.deduplicator.market_log import LIMITS, Limits
 from services.deduplicator.partition import Partition
 
 DIFFERENCES: Final = ("lost", "extra", "wrong", "false_gaps")
@@ -83,9 +83,12 @@ class _Market:
 
 
 def compare(
-    truth: Sequence[Event], told: Iterable[Told], limits: Limits, progress: Callable[[int], None] = lambda _: None
+    truth: Sequence[Event],
+    told: Iterable[Told],
+    limits: Limits = LIMITS,
+    progress: Callable[[int], None] = lambda _: None,
 ) -> Result:
-    """Merge the raw records and compare what comes out with the truth."""
+    """Merge the raw records and compare what comes out with the truth; `progress` hears of every thousand records more."""
     markets: dict[str, _Market] = {}
     for event in truth:
         market = markets.setdefault(event.ticker, _Market())
@@ -112,8 +115,8 @@ def compare(
                 if made.trade_id in market.traded or made.trade_id not in market.trades:
                     result.differs("extra", f"trade {made.trade_id}")
                 market.traded.add(made.trade_id)
-        if offset % 10_000 == 0:
-            progress(offset)
+        if offset % 1000 == 999:
+            progress(1000)
     for market in markets.values():
         counts["events"] += len(market.events)
         tail = len(market.events) - max(market.number, 0)

@@ -241,7 +241,7 @@ class MarketLog:
     def _leaves(self, source: Source, cause: str, vouched_us: int) -> None:
         """A source's book is not known from here on; up to `vouched_us` it had delivered everything."""
         stood = source.standing is ALIGNED or source.inside
-        if source.standing is ALIGNED:
+        if source.standing is ALIGNED or (source.inside and not source.heard):
             self._vouched_us = max(self._vouched_us, vouched_us)
         self._keep(source, cause, vouched_us)
         source.breaks()

@@ -3,12 +3,14 @@
 from collections.abc import Sequence
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kalshibook_core.orderbook import Book
 from kalshibook_core.wire import codec
 from kalshibook_core.wire.events import BookDelta, BookSnapshot, Event, Gap, Lifecycle, MarketMemory, RawFrame, Ticker, Trade
+from kalshibook_tools.cli.command import kb
 from kalshibook_tools.verify import copies, merge, truth
 from services.deduplicator.market_log import LIMITS, Limits
 from services.deduplicator.partition import Partition
@@ -186,3 +188,19 @@ def test_a_log_remembers_no_more_than_it_is_told_to(gatherers: int) -> None:
     log = partition.markets[TICKER].book
     assert len(log.window.sums) <= 400
     assert partition.tally["fell_behind"] == gatherers - 1
+
+
+def test_the_proof_sees_what_is_wrong() -> None:
+    happened = truth.generate(600, 3, tickers=1)
+    told = list(copies.publish(happened, ["g1"], 3, copies.NO_HURTS))
+    deltas = [n for n, each in enumerate(told) if b'"orderbook_delta"' in each.raw.payload[:30] and each.number > 0]
+    lost = [each for n, each in enumerate(told) if n != deltas[50]]
+    again = [*told[: deltas[50] + 1], *told[deltas[50] :]]
+    for changed, kind in ((lost, "lost"), (again, "extra")):
+        assert merge.compare(happened, changed).counts[kind]
+
+
+def test_the_command_tells_and_exits_by_what_it_found() -> None:
+    run = CliRunner().invoke(kb, ["verify-merge", "--generated", "1500", "--seed", "5"])
+    assert run.exit_code == 0 and "the true one" in run.output
+    assert CliRunner().invoke(kb, ["verify-merge"]).exit_code == 2
