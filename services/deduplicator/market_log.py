@@ -129,7 +129,11 @@ class MarketLog:
             return self.made
         side, price, change, exchange_us = delta
         source.life.reach(exchange_us)
-        self._hear(source, Heard(exchange_us, side, price, change, raw[9], raw[10], raw[5], raw[6], offset, None), mark)
+        heard = Heard(exchange_us, side, price, change, raw[9], raw[10], raw[5], raw[6], offset, None)
+        if source.standing is ALIGNED and source.at == self.window.head:
+            self._extend(source, heard, mark)
+        else:
+            self._hear(source, heard)
         return self.made
 
     def snapshot(self, raw: RawFrame, offset: int, book: Book, solicited: bool) -> list[BookEvent]:

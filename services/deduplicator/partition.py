@@ -169,10 +169,11 @@ class Partition:
             # What a source that lags delivers, the log has already: known by the bytes of its content, without parsing them.
             payload, mark = raw[12], 0
             if raw[4] == BOOK:
-                mark = hash(payload[payload.find(b'"msg":') :]) ^ raw[7]
                 market = self.markets.get(ticker)
-                if market is not None and market.book.confirms(raw, mark):
-                    return ()
+                if market is not None and len(market.book.sources) > 1:
+                    mark = hash(payload[payload.find(b'"msg":') :]) ^ raw[7]
+                    if market.book.confirms(raw, mark):
+                        return ()
             try:
                 message = messages.envelope(payload)
             except messages.MalformedFrame as error:
