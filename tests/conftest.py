@@ -5,6 +5,7 @@ The parts are shared by all xdist workers of the session (see support.parts); no
 
 import os
 import shutil
+import signal
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -22,6 +23,10 @@ from tests.support.parts import Parts, Session, new_session
 # Two workers, a broker and a database share the cores: how long an example takes says nothing about it.
 settings.register_profile("loaded", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("loaded")
+
+# A shell's background job is born with SIGINT ignored, and so would be every process a test starts and interrupts.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _SESSION = pytest.StashKey[Session]()
 

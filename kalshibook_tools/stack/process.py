@@ -214,6 +214,8 @@ def _birth(pid: int) -> str:
         # Ticks since boot, unlike the wall-clock time psutil makes of them, do not move when the clock is set.
         ticks = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
         return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}/{ticks}"
+    except ProcessLookupError as error:  # ended between the open and the read
+        raise psutil.NoSuchProcess(pid) from error
     except FileNotFoundError:
         return repr(psutil.Process(pid).create_time())
 

@@ -73,6 +73,8 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             try:
                 await member.run(stop)
             except* Fenced:
+                if settings.cluster.instance:
+                    raise  # a namesake has taken our place: to join anew would put it out in turn
                 _log.warning("fenced", why="another process took over a partition of ours; joining the group anew")
 
 

@@ -1,6 +1,6 @@
 """Settings of the deduplicator.
 
-KB_DEDUPLICATOR_BATCH         raw records a transaction takes at most, over all partitions (4000)
+KB_DEDUPLICATOR_BATCH         raw records a transaction takes at most, over all partitions (10000)
 KB_DEDUPLICATOR_LINGER_MS     how long to wait for company after a small batch; less costs more transactions (50)
 KB_DEDUPLICATOR_TRADE_WINDOW  trade ids a partition remembers (50000)
 KB_DEDUPLICATOR_WINDOW        events a market's log and each source waiting for its place in it remember at most (10000)
@@ -34,7 +34,7 @@ def from_env(env: Mapping[str, str]) -> Settings:
     """Read the settings; raise ConfigurationError."""
     return Settings(
         cluster=settings.cluster(env),
-        batch=settings.integer(env, "KB_DEDUPLICATOR_BATCH", 4000, minimum=1),
+        batch=settings.integer(env, "KB_DEDUPLICATOR_BATCH", 10_000, minimum=1),
         linger_ms=settings.integer(env, "KB_DEDUPLICATOR_LINGER_MS", 50, minimum=0, maximum=10_000),
         trade_window=settings.integer(env, "KB_DEDUPLICATOR_TRADE_WINDOW", 50_000, minimum=1),
         window=settings.integer(env, "KB_DEDUPLICATOR_WINDOW", 10_000, minimum=100),
