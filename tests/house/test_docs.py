@@ -47,7 +47,7 @@ def test_every_command_that_a_document_names_exists() -> None:
         code = "\n".join(re.findall(r"`([^`\n]+)`", text) + re.findall(r"^    (.*)$", text, re.MULTILINE))
         for target in re.findall(r"\bmake ([a-z][a-z0-9-]*)", code):
             assert target in targets, (document.name, target)
-        for words in re.findall(r"(?:^|/|`|\s)kb ([a-z]+)((?: --?[a-z-]+)*)", code, re.MULTILINE):
+        for words in re.findall(r"(?:^|/|`|\s)kb ([a-z]+(?:-[a-z]+)*)((?: --?[a-z-]+)*)", code, re.MULTILINE):
             command = kb.get_command(commands, words[0])
             assert command is not None, (document.name, words)
             options = {option for each in command.params for option in each.opts}

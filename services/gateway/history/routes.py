@@ -258,7 +258,8 @@ def event_row(row: Any, gaps_by_start: Spans, gaps_by_version: Spans) -> dict[st
             checksum,
             None if ended is None else forms.gap(ended[0], effective_us, ended[2]),
         )
-    start_us, end_us, cause = gaps_by_start.get(effective_us, (effective_us, None, "unknown"))
+    # A correction's gap starts before it takes effect, so its version finds it; its start does where two gaps share one.
+    start_us, end_us, cause = gaps_by_version.get(version) or gaps_by_start.get(effective_us, (effective_us, None, "unknown"))
     return forms.gap_row(version, effective_us, recv_us, checksum, start_us, end_us, cause)
 
 
