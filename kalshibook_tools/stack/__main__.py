@@ -102,12 +102,16 @@ async def _foreground(home: Path) -> int:
 async def _around(home: Path, command: tuple[str, ...]) -> int:
     async with local_stack(home, external=_external(), progress=_tell) as stack:
         env = dict(os.environ) | stack.addresses.environment()  # noqa: TID251 - handed on whole, not read
+        early: list[signal.Signals] = []  # while the command is being started nobody is there to be asked yet
+        _on_signals(early.append)
         try:
             child = await asyncio.create_subprocess_exec(*command, env=env)
         except OSError as error:
             _tell(f"error: cannot run {command[0]}: {error.strerror}")
             return 127
         _on_signals(partial(_forward, child))
+        for number in early:
+            _forward(child, number)
         watch = asyncio.ensure_future(stack.failed())
         watch.add_done_callback(lambda done: None if done.cancelled() else _tell(f"error: {done.result()}"))
         code = await child.wait()
