@@ -8,7 +8,7 @@ Times of an event, never mixed: `exchange_us` is what the exchange wrote on it, 
 """
 
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 BOOK, TRADES, TICKERS, LIFECYCLE = "orderbook_delta", "trade", "ticker", "market_lifecycle_v2"
 """The exchange's channel names, which our events carry as `channel`."""
@@ -25,6 +25,7 @@ class RawKind(StrEnum):
     BREAK = "BREAK"  # from here on the connection cannot vouch for this market on this channel; `detail` is the cause
     RESUME = "RESUME"  # trades only (a book resumes by its snapshot): vouched for again from `clock_us` on
     REST = "REST"  # a REST body, verbatim; `detail` is the request path
+    START = "START"  # a gatherer's process begins: whatever an earlier one said in this partition, and left unended, is over
 
 
 class Cause(StrEnum):
@@ -43,6 +44,12 @@ class Cause(StrEnum):
     NOT_SUBSCRIBED = "not_yet_subscribed"
     STORAGE_OUTAGE = "storage_outage"
     CLOCK_STEP = "clock_step"
+    MOVED = "moved"  # handed over to another connection of its gatherer
+
+
+LAG_US: Final = 10_000_000
+"""The greatest lag between the markets of one subscription seen on the wire: a sid that was whole up to t has lost nothing older
+than t - LAG_US of any market."""
 
 
 class RawFrame(NamedTuple):
@@ -53,6 +60,12 @@ class RawFrame(NamedTuple):
     the connection knows it: the local clock corrected by the skew that the handshake's Date showed, and never behind the
     greatest exchange timestamp seen on the connection. In a BREAK it is the exchange time up to which the sid was whole:
     the greatest exchange timestamp received in order on it, 0 if none.
+
+    A gatherer may have a market on two connections at once, to hand it over: both are its sources until one of them says a BREAK.
+    That of the connection which gives the market up has the cause "moved", and as `clock_us` the exchange's clock when it
+    acknowledged the unsubscription. Asked for no sooner than `LAG_US` after the other's first snapshot (and its RESUME), nothing
+    can have been lost between the two. A new generation of a connection ends that connection's last one; a START, which a new
+    process says once in each partition before all else, ends those of every connection. Its key is any of "@<gatherer>.<n>".
     """
 
     kind: str

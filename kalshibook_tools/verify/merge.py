@@ -21,10 +21,9 @@ from typing import Final
 from kalshibook_core.kalshi import messages
 from kalshibook_core.orderbook import Book, CorruptBook
 from kalshibook_core.orderbook.checksum import to_signed
-from kalshibook_core.wire.events import BOOK, TRADES, BookDelta, BookEvent, BookSnapshot, Cause, Gap, RawFrame, Trade
+from kalshibook_core.wire.events import BOOK, LAG_US, TRADES, BookDelta, BookEvent, BookSnapshot, Cause, Gap, RawFrame, Trade
 from kalshibook_tools.verify.copies import CHANNEL_OF, Told
 from kalshibook_tools.verify.truth import Event
-from services.deduplicator.alignment import LAG_US
 from services.deduplicator.market_log import LIMITS, Limits
 from services.deduplicator.partition import Partition
 

@@ -23,10 +23,6 @@ from weakref import WeakValueDictionary
 from kalshibook_core.orderbook import Book, level_weight
 from kalshibook_core.orderbook.checksum import MASK
 
-LAG_US: Final = 10_000_000
-"""The greatest lag between the markets of one subscription seen on the wire: a sid that was whole up to t has lost nothing older
-than t - LAG_US of any market."""
-
 WHOLE_BOOK: Final = -1
 """Stands where a delta has its side."""
 

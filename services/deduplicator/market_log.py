@@ -23,9 +23,8 @@ from typing import Any, Final, NamedTuple
 from kalshibook_core.kalshi import messages
 from kalshibook_core.orderbook import Book, CorruptBook
 from kalshibook_core.orderbook.checksum import to_signed
-from kalshibook_core.wire.events import BOOK, BookDelta, BookEvent, BookSnapshot, Cause, Gap, RawFrame
+from kalshibook_core.wire.events import BOOK, LAG_US, BookDelta, BookEvent, BookSnapshot, Cause, Gap, RawFrame
 from services.deduplicator.alignment import (
-    LAG_US,
     MARGIN,
     WHOLE_BOOK,
     Content,

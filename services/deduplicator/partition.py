@@ -31,7 +31,7 @@ from services.deduplicator.alignment import Life, Lives
 from services.deduplicator.market_log import LIMITS, Limits, MarketLog
 from services.deduplicator.trade_log import TradeLog, TradeWindow
 
-FRAME, STALE, BREAK, RESUME, REST = map(str, RawKind)
+FRAME, STALE, BREAK, RESUME, REST, START = map(str, RawKind)
 
 
 TICKERS_AT_ONCE: Final = 16

@@ -9,8 +9,8 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from typing import Any
 
-from kalshibook_core.wire.events import TRADES, Cause, Gap, RawFrame, Trade
-from services.deduplicator.alignment import LAG_US, Life, Lives
+from kalshibook_core.wire.events import LAG_US, TRADES, Cause, Gap, RawFrame, Trade
+from services.deduplicator.alignment import Life, Lives
 
 
 class TradeWindow:

@@ -6,7 +6,7 @@ in a sid's seq, a lost connection, a dead subscription) a BREAK under that marke
 Guarantees: frames of a connection stand in the topic in order of receipt; nothing received is left out, also not what cannot be
 parsed; a loss is never unsaid. While Kafka is away frames wait on the disk (KB_SPOOL), and are delivered in order and once, by
 the next life of the process if this one is killed. Where there is no room left every market gets a BREAK (broker_outage) and
-is captured anew when there is. A killed process says no BREAK; its next generation shows.
+is captured anew when there is. A killed process says no BREAK; the next one says START first.
 On SIGTERM: stops reading, breaks every market held, closes its sockets with 1000, flushes, exits 0.
 Scale: one process takes one core. More of them, each with its own KB_GATHERER, capture the same markets once more.
 State: what the spool holds, and the markets known (KB_REGISTRY). All else the exchange tells again.

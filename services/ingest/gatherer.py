@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import structlog
 
+from kalshibook_core.kafka.cluster import partition_of
 from kalshibook_core.kalshi import messages
 from kalshibook_core.kalshi.markets import DATE_RESOLUTION_US
 from kalshibook_core.kalshi.messages import Lifecycle, UnparsableFrame
@@ -118,6 +119,7 @@ class Gatherer:
                 self.registry, self._extent = found
                 _log.info("registry_restored", markets=len(self.registry.markets))
                 self._changed.set()
+        self._say_started()
         async with asyncio.TaskGroup() as tasks:
             self._connect(0, tasks, stop)
             background = [tasks.create_task(part) for part in (self._steer(tasks, stop), self._sync(), self._look_up())]
@@ -317,6 +319,19 @@ class Gatherer:
             return  # since when is not known either
         self._counts["late_markets"] += 1
         self._add(RawKind.BREAK, BOOK, body["ticker"], answer.at_us, open_us, Cause.NOT_SUBSCRIBED, b"")
+
+    def _say_started(self) -> None:
+        """Once in every partition, before all else: no connection of an earlier process lives, whether or not it could say so."""
+        partitions = self._settings.cluster.partitions
+        keys: dict[int, str] = {}
+        for number in itertools.count():
+            key = f"@{self._settings.gatherer}.{number}"
+            keys.setdefault(partition_of(key.encode(), partitions), key)
+            if len(keys) == partitions:
+                break
+        now_us = clock.now_us()
+        for key in keys.values():
+            self._add(RawKind.START, "", key, now_us, now_us, "", b"")
 
     def _add(self, kind: str, channel: str, ticker: str, recv_us: int, clock_us: int, detail: str, payload: bytes) -> None:
         nowhere = (-1, 0, channel, -1, -1, False)

@@ -50,7 +50,7 @@ def brief(records: list[RawFrame]) -> list[tuple[str, str, str]]:
 
 def test_words_are_those_of_the_stream() -> None:
     """The session cannot import the stream's vocabulary (it stands below it), so it is held to it here."""
-    assert {sessions.FRAME, sessions.STALE, sessions.BREAK, sessions.RESUME} == set(RawKind) - {RawKind.REST}
+    assert {sessions.FRAME, sessions.STALE, sessions.BREAK, sessions.RESUME} == set(RawKind) - {RawKind.REST, RawKind.START}
     assert (sessions.SEQUENCE_GAP, sessions.SUBSCRIPTION_ERROR) == (Cause.SEQUENCE_GAP, Cause.SUBSCRIPTION_ERROR)
 
 
