@@ -38,7 +38,7 @@ def main() -> None:
 @_HOME
 def run(home: Path) -> None:
     """Run the stack until Ctrl-C, and print its addresses as lines a shell can `source`."""
-    sys.exit(_run(_foreground(home)))
+    sys.exit(_run(partial(_foreground, home)))
 
 
 @main.command(name="exec", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
@@ -53,10 +53,22 @@ def exec_(home: Path, command: tuple[str, ...]) -> None:
     \b
     Example:  python -m kalshibook_tools.stack exec --home /tmp/stack -- pytest tests/integration
     """
-    sys.exit(_run(_around(home, command)))
+    sys.exit(_run(partial(_around, home, command)))
 
 
-def _run(work: Coroutine[Any, Any, int]) -> int:
+class _Signals:
+    """What SIGINT and SIGTERM do at this moment: `act`. Looked up when the loop handles a signal, not when it came."""
+
+    def __init__(self, act: Callable[[signal.Signals], None]) -> None:
+        self.act = act
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, self._came, number)
+
+    def _came(self, number: signal.Signals) -> None:
+        self.act(number)
+
+
+def _run(work: Callable[[_Signals], Coroutine[Any, Any, int]]) -> int:
     try:
         return asyncio.run(_until_signalled(work))
     except StackError as error:
@@ -64,9 +76,8 @@ def _run(work: Coroutine[Any, Any, int]) -> int:
         return 1
 
 
-async def _until_signalled(work: Coroutine[Any, Any, int]) -> int:
+async def _until_signalled(work: Callable[[_Signals], Coroutine[Any, Any, int]]) -> int:
     """Run `work`; the first SIGINT or SIGTERM cancels it, later ones find it stopping already and change nothing."""
-    task = asyncio.ensure_future(work)
     came: list[signal.Signals] = []
 
     def cancel(number: signal.Signals) -> None:
@@ -74,19 +85,14 @@ async def _until_signalled(work: Coroutine[Any, Any, int]) -> int:
             task.cancel()
         came.append(number)
 
-    _on_signals(cancel)
+    task = asyncio.ensure_future(work(_Signals(cancel)))
     try:
         return await task
     except asyncio.CancelledError:
         return 128 + came[0]
 
 
-def _on_signals(act: Callable[[signal.Signals], None]) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, act, number)
-
-
-async def _foreground(home: Path) -> int:
+async def _foreground(home: Path, signals: _Signals) -> int:
     async with local_stack(home, external=_external(), progress=_tell) as stack:
         for name, address in stack.addresses.environment().items():
             click.echo(f"export {name}={shlex.quote(address)}")
@@ -99,24 +105,24 @@ async def _foreground(home: Path) -> int:
     return 1
 
 
-async def _around(home: Path, command: tuple[str, ...]) -> int:
+async def _around(home: Path, command: tuple[str, ...], signals: _Signals) -> int:
     async with local_stack(home, external=_external(), progress=_tell) as stack:
         env = dict(os.environ) | stack.addresses.environment()  # noqa: TID251 - handed on whole, not read
         early: list[signal.Signals] = []  # while the command is being started nobody is there to be asked yet
-        _on_signals(early.append)
+        signals.act = early.append
         try:
             child = await asyncio.create_subprocess_exec(*command, env=env)
         except OSError as error:
             _tell(f"error: cannot run {command[0]}: {error.strerror}")
             return 127
-        _on_signals(partial(_forward, child))
+        signals.act = partial(_forward, child)
         for number in early:
             _forward(child, number)
         watch = asyncio.ensure_future(stack.failed())
         watch.add_done_callback(lambda done: None if done.cancelled() else _tell(f"error: {done.result()}"))
         code = await child.wait()
         watch.cancel()
-        _on_signals(lambda number: None)  # what is left is the stop, which has its own deadlines
+        signals.act = lambda number: None  # what is left is the stop, which has its own deadlines
     return code if code >= 0 else 128 - code
 
 

@@ -264,6 +264,18 @@ async def test_exec_hands_on_the_addresses_and_the_code(tmp_path: Path) -> None:
     assert not list((tmp_path / "pids").iterdir())
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_exec_passes_a_signal_on_and_then_stops_everything(tmp_path: Path, number: signal.Signals) -> None:
+    script = "trap 'echo asked; exit 5' TERM INT; echo up; while :; do sleep 0.02; done"
+    child = await _exec_with_redis_only(tmp_path, script)
+    assert child.stdout is not None
+    assert await child.stdout.readline() == b"up\n"
+    child.send_signal(number)
+    out, _ = await child.communicate()
+    assert (out, child.returncode) == (b"asked\n", 5)
+    assert not list((tmp_path / "pids").iterdir())
+
+
 async def test_run_stops_everything_on_the_first_signal_and_is_not_hurried_by_the_second(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "kalshibook_tools.stack", "run", "--home", str(tmp_path)]
     env = _bare_environment() | {"KB_KAFKA_BROKERS": "x", "KB_POSTGRES_DSN": "y"}
