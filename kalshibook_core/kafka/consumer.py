@@ -163,6 +163,11 @@ class Consumer:
         ends: dict[TopicPartition, int] = await self._kafka.end_offsets(list(partitions))
         return ends
 
+    async def begin_offsets(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
+        """Return where each partition begins now: the offset of the first record that retention has left."""
+        begins: dict[TopicPartition, int] = await self._kafka.beginning_offsets(list(partitions))
+        return begins
+
     def assignment(self) -> set[TopicPartition]:
         """Return the partitions that are ours."""
         return set(self._kafka.assignment())

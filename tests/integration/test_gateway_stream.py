@@ -20,7 +20,7 @@ from kalshibook_core.kalshi.numbers import price, size
 from kalshibook_core.orderbook import Book
 from kalshibook_core.postgres import pool
 from kalshibook_core.wire import codec
-from kalshibook_core.wire.events import BookEvent, Checkpoint
+from kalshibook_core.wire.events import BookDelta, BookEvent, Checkpoint, Gap
 from services.gateway import forms
 from tests.support import gateway
 from tests.support.canonical import Market
@@ -220,6 +220,32 @@ async def end(websocket: ClientConnection) -> None:
             await websocket.recv()
     assert closed.value.rcvd is not None
     assert closed.value.rcvd.code == 1001
+
+
+async def test_a_book_in_redis_that_is_too_old_is_waited_for_not_bridged(
+    exchange: Exchange, cluster: Cluster, database: str, redis_url: str, tmp_path: Path
+) -> None:
+    headers = {"X-API-Key": await gateway.key(database)}
+    made = [exchange.publish("KXA", 1)]
+    await exchange.show("KXA")  # version 1, and nothing newer for now
+    made += [exchange.publish("KXA", 2 + number % 9) for number in range(100)]
+    await exchange.producer.flush()
+    assert all(isinstance(event, BookDelta) and not isinstance(event, Gap) for event in made[1:])
+    async with gateway.running(cluster, database, redis_url, tmp_path, KB_STREAM_RING_EVENTS="10") as process:
+        async with connect(address(process), additional_headers=headers) as websocket:
+            client = Client()
+            await websocket.send(subscribe("KXA"))
+            assert client.take(await websocket.recv())["type"] == "subscribed"
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.5):
+                    await websocket.recv()
+            await exchange.show("KXA")
+            assert client.take(await websocket.recv())["version"] == 101
+            exchange.publish("KXA", 3)
+            await exchange.producer.flush()
+            assert client.take(await websocket.recv())["version"] == 102
+        answer = await ledger(database, 1)
+        assert [(row["endpoint"], row["credits"], row["status"]) for row in answer] == [("stream", 1, 101)]
 
 
 async def ledger(database: str, expected: int) -> list[Any]:

@@ -1,6 +1,7 @@
 """Every book event as it is committed to Kafka, handed to the streams that follow its market.
 
-One consumer without a group reads all partitions, from a little before their end, so that the rings are warm at once. An event
+One consumer without a group reads all partitions, from a little before their end, so that the rings are warm at once; until it
+has come to that end nothing is said of any market, since an outdated book in Redis could not be told from the latest. An event
 is decoded only when somebody follows its market, and its JSON is made once for all who do.
 """
 
@@ -59,7 +60,9 @@ class Feed:
         return self._coverage.through(partition_of(ticker.encode(), self._cluster.partitions))
 
     def since(self, ticker: str, version: int) -> list[tuple[int, bytes]] | None:
-        """Return (version, message) of the market's events after `version`; None if they are not all remembered."""
+        """Return (version, message) of the market's events after `version`; None if they are not all remembered, or not yet."""
+        if not self.ready:
+            return None
         try:
             events = self._rings.since(ticker, version, codec.decode)
         except codec.Undecodable:
@@ -86,7 +89,7 @@ class Feed:
                 log.error("gateway.feed.lost", why=str(error), effect="streams begin again from the latest books")
                 self._next.clear()
                 self._rings.clear()
-                self._from_end = True
+                self.ready = False
                 for ticker, followers in list(self._followers.items()):
                     for follower in list(followers):
                         follower.lost(ticker)
@@ -94,19 +97,22 @@ class Feed:
                 log.warning("gateway.feed.kafka_away", why=str(error))
                 await asyncio.sleep(RETRY_SECONDS)
 
-    _from_end = False
-
     async def _read(self, stop: asyncio.Event) -> None:
+        behind: dict[TopicPartition, int] = {}
+
         async def start(assigned: set[TopicPartition]) -> Mapping[TopicPartition, int]:
-            ends = await consumer.end_offsets(assigned)
-            tail = 0 if self._from_end else TAIL
-            return {partition: self._next.get(partition, max(0, end - tail)) for partition, end in ends.items()}
+            behind.update(await consumer.end_offsets(assigned))
+            begins = await consumer.begin_offsets(assigned)
+            return {each: self._next.get(each, max(begins[each], end - TAIL)) for each, end in behind.items()}
 
         async with Consumer(self._cluster, [topics.BOOK], on_assigned=start) as consumer:
             while not stop.is_set():
-                batch = await consumer.poll(max_records=5_000, timeout_ms=100)
-                self.ready = True
-                self._take(batch)
+                self._take(await consumer.poll(max_records=5_000, timeout_ms=100))
+                if not self.ready:
+                    for partition, end in list(behind.items()):
+                        if await consumer.position(partition) >= end:
+                            del behind[partition]
+                    self.ready = not behind
 
     def _take(self, batch: Batch) -> None:
         add, followed = self._rings.add, self._followers

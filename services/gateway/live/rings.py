@@ -1,6 +1,7 @@
 """Recent book events of every market, undecoded, bounded over all markets together. No I/O.
 
-When full, the oldest event of all goes, whichever market's it is; a reader who would need it is told there is a hole.
+When full, the oldest event of all goes, whichever market's it is; a reader who would need it is told there is a hole. Of a
+market with no event left the last one stays known, for as many markets as events: a book older than that is not the latest.
 """
 
 from collections import deque
@@ -16,6 +17,7 @@ class Rings:
         self._capacity = capacity
         self._order: deque[str] = deque()  # the ticker of each event, oldest first
         self._events: dict[str, deque[bytes]] = {}
+        self._gone: dict[str, bytes] = {}  # the last event of a market all of whose events went, longest gone first
 
     def __len__(self) -> int:
         return len(self._order)
@@ -30,14 +32,19 @@ class Rings:
         if len(self._order) > self._capacity:
             oldest = self._order.popleft()
             ring = self._events[oldest]
-            ring.popleft()
+            last = ring.popleft()
             if not ring:
                 del self._events[oldest]
+                self._gone.pop(oldest, None)
+                self._gone[oldest] = last
+                if len(self._gone) > self._capacity:
+                    del self._gone[next(iter(self._gone))]
 
     def clear(self) -> None:
         """Forget everything."""
         self._order.clear()
         self._events.clear()
+        self._gone.clear()
 
     def since(self, ticker: str, version: int, decode: Callable[[bytes], BookEvent]) -> list[BookEvent] | None:
         """Return the market's events after `version`, in order; None if the next one is not remembered any more."""
@@ -48,4 +55,6 @@ class Rings:
                 break
             found.append(event)
         found.reverse()
+        if ticker not in self._events and ticker in self._gone and decode(self._gone[ticker]).version > version:
+            return None
         return None if found and found[0].version != version + 1 else found
