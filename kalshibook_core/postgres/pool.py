@@ -4,7 +4,15 @@ from urllib.parse import urlsplit
 
 import asyncpg
 
-UNREACHABLE = (OSError, TimeoutError, asyncpg.PostgresConnectionError, asyncpg.CannotConnectNowError, asyncpg.AdminShutdownError)
+UNREACHABLE = (
+    OSError,
+    TimeoutError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.AdminShutdownError,
+    asyncpg.InterfaceError,  # the connection was closed under the statement
+    asyncpg.InternalClientError,  # asyncpg's word for a server that took its leave between two steps of one call
+)
 """What asyncpg raises while a server is away, starting or shutting down: worth a retry, where other errors are not."""
 
 # A process that freezes inside a transaction keeps its locks; whoever takes over from it must not wait for ever.

@@ -16,7 +16,6 @@ from services.persister.batch import Batch, Row, Source
 
 RETRYABLE: Final = (
     *UNREACHABLE,
-    asyncpg.InterfaceError,  # the connection was closed under the statement
     asyncpg.DeadlockDetectedError,
     asyncpg.SerializationError,
     asyncpg.InsufficientResourcesError,  # a full disk, too many connections: somebody has to make room, nothing is lost meanwhile

@@ -131,16 +131,17 @@ async def test_connections_cut_at_random_moments_repeat_and_lose_nothing(cluster
     chance = random.Random(4)
     events = history(5, markets=40, events=12_000)
     await produce(cluster, events)
-    cut = 0
+    cut, written = 0, counted(connection, "book_events", len(events))
     async with persister(KB_PERSISTER_BATCH_ROWS="200", KB_PERSISTER_BATCH_SECONDS="0.01") as service:
         await service.ready()
-        while cut < 15:  # bounded, so that a slow machine gets its rows in after it
+        while cut < 15 and not await written():  # 15: a slow machine gets its rows in after it; written: nobody connects any more
             await asyncio.sleep(chance.random() / 20)
+            await service.status()  # raises once it has ended
             cut += await connection.fetchval(
                 "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
                 " WHERE datname = current_database() AND pid <> pg_backend_pid()"
             )
-        await until(counted(connection, "book_events", len(events)))
+        await until(written)
         assert await service.counter("retries_total") > 0
         assert await service.drain() == 0
     assert await rows(connection) == expected(events)
