@@ -1,7 +1,7 @@
 """Structured logs on standard error: one event name and its fields per line, JSON unless a person is looking.
 
 Promises: keys, signatures and payloads are the caller's to leave out; what libraries log through `logging` takes the
-same form, and a warning of theirs is told once a minute.
+same form, and each kind of theirs is told once a minute, but for what carries a traceback.
 """
 
 import logging
@@ -72,8 +72,8 @@ _every_minute = Limiter(60.0)
 
 
 def _told_once(record: logging.LogRecord) -> bool:
-    # aiokafka warns of every retry of every partition, which is what it is there for; once a minute is enough to know.
-    return record.levelno >= logging.ERROR or once_a_minute(f"{record.name}: {record.msg}")
+    # With its broker away aiokafka logs an error for every retry of every request: hundreds of lines a second.
+    return bool(record.exc_info) or once_a_minute(f"{record.name}: {record.levelname}: {record.msg}")
 
 
 def once_a_minute(kind: str) -> bool:

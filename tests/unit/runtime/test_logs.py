@@ -41,12 +41,13 @@ def test_every_line_is_an_object_with_event_level_time_and_service(lines: io.Str
     assert ours["timestamp"].endswith("Z")
 
 
-def test_a_librarys_warning_is_told_once_a_minute_and_its_errors_always(lines: io.StringIO) -> None:
+def test_what_a_library_repeats_is_told_once_a_minute_and_its_tracebacks_always(lines: io.StringIO) -> None:
     for number in range(3):
         logging.getLogger("library").warning("retrying partition %d", number)
         logging.getLogger("library").error("gave up on %d", number)
+        logging.getLogger("library").error("failed", exc_info=ValueError(number))
     told = [json.loads(line)["event"] for line in lines.getvalue().splitlines()]
-    assert told == ["retrying partition 0", "gave up on 0", "gave up on 1", "gave up on 2"]
+    assert told == ["retrying partition 0", "gave up on 0", "failed", "failed", "failed"]
 
 
 @given(st.lists(st.tuples(st.sampled_from("ab"), st.floats(0, 30)), max_size=50))
