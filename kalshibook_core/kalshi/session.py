@@ -35,7 +35,8 @@ LIFECYCLE: Final = "market_lifecycle_v2"
 LIFECYCLES: Final = (LIFECYCLE, messages.COMBO_LIFECYCLE)
 MARKET_CHANNELS: Final = (BOOK, TRADES, TICKERS)
 
-TERMINAL_ERRORS: Final = frozenset({10, 17, 25})
+BUFFER_OVERFLOW: Final = 25
+TERMINAL_ERRORS: Final = frozenset({10, 17, BUFFER_OVERFLOW})
 """Channel error, internal error, buffer overflow: the subscription is dead (Kalshi docs, "Error codes")."""
 
 TOO_MANY_MARKETS: Final = 26
@@ -118,6 +119,7 @@ class Session(Generic[Record]):
         self.too_fast = False  # the exchange wants fewer commands a second; for the caller to set back
         self.turned_away: list[str] = []  # markets that found no room here; for the caller to place elsewhere and to clear
         self.most_markets: int | None = None  # where some were turned away: how many the connection holds
+        self.overflowed = False  # the exchange could not send as fast as things happened; for the caller to set back
         self.missed_lifecycle = False  # lifecycle frames were lost: whoever keeps the markets should look them up
         self._record = record
         self._gatherer, self._connection, self._generation = gatherer, connection, generation
@@ -169,6 +171,11 @@ class Session(Generic[Record]):
         """How many markets are wanted of this connection."""
         return len(self._wanted)
 
+    def knows(self, ticker: str) -> bool:
+        """Return whether the market's book is known here."""
+        subscription = self._by_channel.get(BOOK)
+        return subscription is not None and subscription.markets.get(ticker) is not None
+
     # What the caller wants.
 
     def subscribe_lifecycle(self, now_us: int) -> None:
@@ -193,8 +200,8 @@ class Session(Generic[Record]):
     def unsubscribe(self, tickers: Iterable[str], now_us: int, cause: str = "") -> None:
         """Want these markets no longer.
 
-        Without a `cause` because they have ended: nothing can be lost of them, so they get no BREAK. With one they live on
-        unseen, and get it when the exchange has said ok: after the last frame that could be believed.
+        Without a `cause` because they have ended: nothing can be lost of them, so they get no BREAK. With one they live on,
+        unseen from here, and get it when the exchange has answered: after the last frame that could be believed.
         """
         gone = [ticker for ticker in tickers if self._wanted.pop(ticker, _ABSENT) is not _ABSENT]
         if cause:
@@ -380,7 +387,7 @@ class Session(Generic[Record]):
             if pending is not None:
                 self._done(pending, now_us, clock_us)
         elif kind == "error":
-            self._error(subscription, message, now_us)
+            self._error(subscription, message, now_us, clock_us)
         elif kind != "unsubscribed":
             self._trouble("unknown_type", f"a message of type {kind[:40]!r}")
 
@@ -469,7 +476,7 @@ class Session(Generic[Record]):
                 for ticker in [ticker for ticker in pending.tickers if ticker not in self._wanted]:
                     if ticker in self._leaving and channel in (BOOK, TRADES):
                         self._counts["breaks"] += 1
-                        self._note(BREAK, subscription, [ticker], subscription.newest_us, now_us, detail=self._leaving[ticker])
+                        self._note(BREAK, subscription, [ticker], clock_us, now_us, detail=self._leaving[ticker])
                     subscription.markets.pop(ticker, None)
                     subscription.waiting.pop(ticker, None)
 
@@ -477,12 +484,13 @@ class Session(Generic[Record]):
         if subscription.channel == TRADES:
             self._note(RESUME, subscription, tickers, clock_us, now_us)
 
-    def _error(self, subscription: _Subscription | None, message: Envelope, now_us: int) -> None:
+    def _error(self, subscription: _Subscription | None, message: Envelope, now_us: int, clock_us: int) -> None:
         msg = message.msg if type(message.msg) is dict else {}
         code = msg.get("code")
         why = f"error {code}: {str(msg.get('msg', ''))[:100]}"
         self._trouble("error", why)
         if type(code) is int and code in TERMINAL_ERRORS:
+            self.overflowed |= code == BUFFER_OVERFLOW
             if subscription is None or subscription.channel not in MARKET_CHANNELS:
                 self._fail(SUBSCRIPTION_ERROR, why)  # whatever died, a new connection has it again
             else:
@@ -502,8 +510,10 @@ class Session(Generic[Record]):
             return
         named = [message.market_ticker] if message.market_ticker else msg.get("market_tickers")
         refused = {t for t in named if type(t) is str} if type(named) is list else set()
-        if pending.action in (commands.GET_SNAPSHOT, commands.DELETE):
-            return  # due() asks again for what is still waiting; what cannot be deleted is not there
+        if pending.action == commands.GET_SNAPSHOT:
+            return  # due() asks again for what is still waiting
+        if pending.action == commands.DELETE:
+            return self._done(pending, now_us, clock_us)  # what cannot be deleted is not there
         if pending.channels == {messages.COMBO_LIFECYCLE}:
             return  # an exchange without that channel; it is told
         if not refused:

@@ -49,11 +49,15 @@ class Connection:
         *,
         on_lifecycle: Callable[[list[Lifecycle]], None] | None = None,
         on_missed: Callable[[], None] | None = None,
-        on_turned_away: Callable[[list[str], int], None] | None = None,
+        on_turned_away: Callable[[int, list[str], int], None] | None = None,
+        on_overflow: Callable[[int], None] | None = None,
+        on_ended: Callable[[int], None] | None = None,
     ) -> None:
         """With `on_lifecycle` it carries the lifecycle channel as well; `on_missed` is called where some of that was lost.
 
-        `on_turned_away(tickers, most)` is called where the exchange would take only `most` markets, and these are released.
+        The others are told their connection's number: `on_turned_away(number, tickers, most)` where the exchange would take only
+        `most` markets, and these are released; `on_overflow(number)` where it could not send as fast as things happened;
+        `on_ended(number)` where a generation has ended and another is to follow.
         """
         self.number = number
         self.trouble = ""  # why there is no connection, and what to do
@@ -65,6 +69,8 @@ class Connection:
         self._on_lifecycle = on_lifecycle
         self._on_missed = on_missed
         self._on_turned_away = on_turned_away
+        self._on_overflow = on_overflow
+        self._on_ended = on_ended
         self._pace = Pace(settings.commands_per_second)
         self._session: Session[RawFrame] | None = None
         self._generation = 0
@@ -83,6 +89,15 @@ class Connection:
     def settled(self) -> bool:
         """True when all that is placed here is subscribed."""
         return self._session is not None and self._session.settled and self._session.markets >= len(self.markets)
+
+    @property
+    def age_seconds(self) -> float:
+        """How long the generation has lived, 0 without one."""
+        return clock.monotonic() - self._began if self._session is not None else 0.0
+
+    def knows(self, ticker: str) -> bool:
+        """Return whether the market's book is known here."""
+        return self._session is not None and self._session.knows(ticker)
 
     def place(self, markets: Mapping[str, int | None]) -> None:
         """Capture these markets as well (values: `Session.subscribe`)."""
@@ -194,6 +209,8 @@ class Connection:
             _log.warning("connection_ended", connection=self.number, cause=cause, markets=len(self.markets))
             if self._on_missed is not None:
                 self._on_missed()
+            if self._on_ended is not None:
+                self._on_ended(self.number)
         await socket.close()
 
     async def _read(self, socket: ClientConnection) -> None:
@@ -237,11 +254,14 @@ class Connection:
         if session.too_fast:
             session.too_fast = False
             self._pace.slow()
+        if session.overflowed and self._on_overflow is not None:
+            session.overflowed = False
+            self._on_overflow(self.number)
         if session.turned_away and self._on_turned_away is not None:
             tickers, session.turned_away = session.turned_away, []
             for ticker in tickers:
                 self.markets.pop(ticker, None)
-            self._on_turned_away(tickers, session.most_markets or 1)
+            self._on_turned_away(self.number, tickers, session.most_markets or 1)
         for kind, why in session.troubles_seen():
             self._tell(kind, why=why)
         if session.failed is not None:

@@ -25,7 +25,7 @@ from services.ingest.catalogue import Extent
 from services.ingest.connection import Connection
 from services.ingest.outbox import Outbox
 from services.ingest.pace import backoff
-from services.ingest.plan import Limits, Plan
+from services.ingest.plan import Changes, Limits, Plan
 from services.ingest.registry import Registry
 from services.ingest.rest import Answer, Refused, Rest
 from services.ingest.settings import Settings
@@ -42,6 +42,12 @@ PLAN_SLICE: Final = 2000
 """Markets planned before frames get their turn again."""
 
 REPLAN_SECONDS: Final = 5.0
+MOVE_SECONDS: Final = 0.1
+"""How often is looked whether a market on the move has arrived."""
+
+LEAST_RELIEVED: Final = 100
+"""Active markets of a connection that is worth relieving: with fewer it was not their number that made it overflow."""
+
 FULL_SHARE: Final = 20
 MARGIN_S: Final = 60
 """How far before the last reading the next one asks for changes: the exchange's own machines may lag each other."""
@@ -71,6 +77,10 @@ class Gatherer:
         self._counts = counts
         self._rng = rng
         self._plan = Plan(Limits(settings.connections, settings.subscriptions_per_connection))
+        self._tasks: asyncio.TaskGroup | None = None
+        self._stops: dict[int, asyncio.Event] = {}  # of each connection
+        self._ears = 0  # the connection that carries the lifecycle channels
+        self._successors: dict[int, int] = {}  # a connection that is given up -> the one that takes over
         self._changed = asyncio.Event()
         self._missed = asyncio.Event()
         self._lookups: dict[str, tuple[float, int]] = {}  # ticker -> (not before, failures)
@@ -120,33 +130,37 @@ class Gatherer:
                 _log.info("registry_restored", markets=len(self.registry.markets))
                 self._changed.set()
         self._say_started()
-        async with asyncio.TaskGroup() as tasks:
-            self._connect(0, tasks, stop)
-            background = [tasks.create_task(part) for part in (self._steer(tasks, stop), self._sync(), self._look_up())]
+        async with asyncio.TaskGroup() as self._tasks:
+            self._connect(self._ears)
+            background = [self._tasks.create_task(part) for part in (self._steer(), self._sync(), self._look_up())]
             await stop.wait()
             for task in background:
                 task.cancel()
+            for each in self._stops.values():
+                each.set()
 
     # Markets onto connections.
 
-    async def _steer(self, tasks: asyncio.TaskGroup, stop: asyncio.Event) -> None:
+    async def _steer(self) -> None:
         while True:
-            try:
-                async with asyncio.timeout(REPLAN_SECONDS):  # time alone changes what is wanted: see Registry.stirred
+            try:  # time alone changes what is wanted: see Registry.stirred
+                async with asyncio.timeout(MOVE_SECONDS if self._plan.moving or self._successors else REPLAN_SECONDS):
                     await self._changed.wait()
             except TimeoutError:
                 pass
             self._changed.clear()
             stirred = self.registry.stirred(clock.now_us())
             for start in range(0, len(stirred), PLAN_SLICE):
-                self._replan(stirred[start : start + PLAN_SLICE], tasks, stop)
+                self._replan(stirred[start : start + PLAN_SLICE])
                 await asyncio.sleep(0)
+            self._finish_moves()
+            self._renew()
             self._counts["left_out"] = len(self._plan.left_out)
             if self._plan.left_out and logs.once_a_minute("left_out"):
                 _log.warning("left_out", why=self.left_out, do="raise KB_CONNECTIONS, or let another gatherer capture them")
             await asyncio.sleep(PLAN_SECONDS)
 
-    def _replan(self, tickers: list[str], tasks: asyncio.TaskGroup, stop: asyncio.Event) -> None:
+    def _replan(self, tickers: list[str]) -> None:
         now_us = clock.now_us()
         for ticker in tickers:
             rank = self.registry.rank(ticker, now_us)
@@ -154,38 +168,115 @@ class Gatherer:
                 self._plan.drop(ticker)
             else:
                 self._plan.want(ticker, rank)
-        changes = self._plan.changes()
+        self._apply(self._plan.changes())
+
+    def _apply(self, changes: Changes) -> None:
+        for number, moved in changes.leave.items():
+            self.connections[number].release(moved, Cause.MOVED)
         for number, gone in changes.unsubscribe.items():
             self.connections[number].release([ticker for ticker in gone if ticker not in changes.ousted])
             self.connections[number].release([ticker for ticker in gone if ticker in changes.ousted], Cause.NOT_SUBSCRIBED)
         for number, come in changes.subscribe.items():
             if number not in self.connections:
-                self._connect(number, tasks, stop)
+                self._connect(number)
             self.connections[number].place({ticker: self.registry.markets[ticker].skew_us for ticker in come})
 
-    def _connect(self, number: int, tasks: asyncio.TaskGroup, stop: asyncio.Event) -> None:
-        first = number == 0
+    def _connect(self, number: int) -> None:
+        ears = number == self._ears
+        self._stops[number] = asyncio.Event()
         self.connections[number] = Connection(
             number,
             self._settings,
             self._outbox,
             self._counts,
             self._rng,
-            on_lifecycle=self._hear if first else None,
-            on_missed=self._missed.set if first else None,
+            on_lifecycle=self._hear if ears else None,
+            on_missed=self._missed.set if ears else None,
             on_turned_away=self._turned_away,
+            on_overflow=self._relieve,
+            on_ended=self._ended,
         )
-        tasks.create_task(self.connections[number].run(stop), name=f"connection-{number}")
+        assert self._tasks is not None
+        self._tasks.create_task(self._hold(number), name=f"connection-{number}")
 
-    def _turned_away(self, tickers: list[str], most: int) -> None:
+    async def _hold(self, number: int) -> None:
+        await self.connections[number].run(self._stops[number])
+        if number in self._successors:
+            del self._successors[number], self.connections[number], self._stops[number]
+            self._plan.closed(number)
+            self._changed.set()
+
+    def _turned_away(self, number: int, tickers: list[str], most: int) -> None:
         """The exchange takes no more markets on a connection (its error 26): place these elsewhere, and plan for that."""
-        self._plan.lower(most)
-        for ticker in tickers:
-            self._plan.drop(ticker)
-        self.registry.stir(tickers)
+        plan = self._plan
+        plan.lower(most)
+        back = [ticker for ticker in tickers if ticker in plan.moving and plan.placed[ticker] == number]
+        if back:
+            plan.stay(back)
+            self._successors.clear()
+        self._apply(plan.arrived([ticker for ticker in tickers if plan.moving.get(ticker) == number]))
+        elsewhere = [ticker for ticker in tickers if plan.placed.get(ticker) == number]
+        for ticker in elsewhere:
+            plan.drop(ticker)
+        self.registry.stir(elsewhere)
         self._changed.set()
         if logs.once_a_minute("turned_away"):
             _log.warning("turned_away", markets=len(tickers), markets_per_connection=most)
+
+    def _ended(self, number: int) -> None:
+        """A connection died. What was to leave it, or has ended, need not come back there."""
+        self._apply(self._plan.arrived([ticker for ticker, old in self._plan.moving.items() if old == number]))
+        for ticker in self.registry.let_go(self.connections[number].markets, clock.now_us()):
+            self._plan.drop(ticker)
+        self._apply(self._plan.changes())
+
+    # Planned moves: what takes over has the books before what is given up lets go of them.
+
+    def _renew(self) -> None:
+        """Replace the oldest connection if it is too old, one at a time: what it knows of the exchange's clock is as old."""
+        if not self._settings.renew_seconds or self._successors or self._plan.moving or not self.ready:
+            return
+        number = max(self.connections, key=lambda number: self.connections[number].age_seconds)
+        if self.connections[number].age_seconds > self._settings.renew_seconds and (spare := self._spare()) is not None:
+            self._ears = spare if number == self._ears else self._ears
+            self._successors[number] = spare
+            self._connect(spare)
+            self._apply(self._plan.renew(number, self.connections[number].markets, spare))
+            _log.info("renewing", connection=number, by=spare, markets=len(self._plan.moving))
+
+    def _relieve(self, number: int) -> None:
+        """The exchange could not send a connection's frames as fast as things happened: another one takes half of them over."""
+        if self._successors or self._plan.moving or (spare := self._spare()) is None:
+            return
+        self._apply(self._plan.relieve(number, self.connections[number].markets, spare, LEAST_RELIEVED))
+        if self._plan.moving:
+            _log.warning("relieving", connection=number, by=spare, markets=len(self._plan.moving))
+            self._changed.set()
+
+    def _spare(self) -> int | None:
+        spare = self._plan.spare(self.connections)
+        if spare is None and logs.once_a_minute("no_spare"):
+            _log.warning("no_spare_connection", connections=len(self.connections), do="raise KB_CONNECTIONS")
+        return spare
+
+    def _finish_moves(self) -> None:
+        """Let go of what another connection has by now, and close the connection that has nothing left."""
+        connections = self.connections
+        if not self._plan.moving and not self._successors:
+            return
+        settled = {number for number, connection in connections.items() if connection.settled}
+        arrived = [
+            ticker
+            for ticker, old in self._plan.moving.items()
+            if (new := self._plan.placed[ticker]) in settled
+            and (connections[new].knows(ticker) or not connections[old].knows(ticker))
+        ]
+        if arrived:
+            self._counts["moved"] += len(arrived)
+            self._apply(self._plan.arrived(arrived))
+        for number, successor in self._successors.items():
+            if not connections[number].markets and connections[number].settled and connections[successor].settled:
+                self._stops[number].set()
 
     # What markets there are.
 

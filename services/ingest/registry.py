@@ -98,6 +98,14 @@ class Registry:
         known = self.markets.get(ticker)
         return known is not None and known.settled and known.status not in ("settled", "finalized")
 
+    def let_go(self, tickers: Iterable[str], now_us: int) -> list[str]:
+        """Their connection died: return those that had ended before, and are to be captured no more, linger or not."""
+        ended = [t for t in tickers if (known := self.markets.get(t)) is not None and known.ended_us is not None]
+        for ticker in ended:
+            known = self.markets[ticker]
+            known.ended_us = min(known.ended_us or now_us, now_us - LINGER_US)
+        return ended
+
     def stir(self, tickers: Iterable[str]) -> None:
         """Have these looked at again."""
         self._stirred.update(dict.fromkeys(tickers))

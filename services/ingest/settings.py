@@ -18,6 +18,8 @@ KB_SPOOL                 folder for the frames that come while Kafka is away, in
 KB_SPOOL_BYTES           the most it may hold; past that every market is broken (broker_outage) until half is free (4294967296)
 KB_SPOOL_SYNC            what a power cut may take of it: never (what the operating system had not written), interval (a second),
                          always (a twentieth of a second) (interval)
+KB_RENEW_SECONDS         how old a connection may become: then one takes over that has its books before it lets go of them; 0: as
+                         old as it gets (86400)
 KB_SILENCE_SECONDS       without a frame or a ping for so long, a connection counts as dead (30)
 """
 
@@ -68,6 +70,7 @@ class Settings:
     commands_per_second: float = 100
     buffer_bytes: int = 256 * 1024 * 1024
     silence_seconds: float = 30
+    renew_seconds: float = 86_400
     spool: SpoolSettings | None = None
     registry: Path | None = None
     health_host: str = "127.0.0.1"
@@ -94,6 +97,7 @@ def from_env(env: Environment) -> Settings:
         commands_per_second=settings.seconds(env, "KB_COMMANDS_PER_SECOND", 100, minimum=1),
         buffer_bytes=settings.integer(env, "KB_BUFFER_BYTES", 256 * 1024 * 1024, minimum=1024 * 1024),
         silence_seconds=settings.seconds(env, "KB_SILENCE_SECONDS", 30, minimum=1),
+        renew_seconds=settings.seconds(env, "KB_RENEW_SECONDS", 86_400),
         spool=_spool(env),
         registry=_path(env, "KB_REGISTRY"),
         health_host=settings.health_host(env),

@@ -76,6 +76,18 @@ def test_an_ended_market_lingers_then_goes_then_is_forgotten(end: str) -> None:
     assert not registry.markets
 
 
+def test_an_ended_market_does_not_outlive_its_connection() -> None:
+    registry = Registry()
+    registry.read(body("KXDOG-1"), 0, NOW)
+    registry.read(body("KXDOG-2"), 0, NOW)
+    registry.hear(Lifecycle("KXDOG-1", "determined", {}), NOW + 1)
+    assert wanted(registry, NOW + 2) == ["KXDOG-1", "KXDOG-2"]
+    assert registry.let_go(["KXDOG-1", "KXDOG-2", "KXNOBODY"], NOW + 3) == ["KXDOG-1"]
+    assert wanted(registry, NOW + 3) == ["KXDOG-2"]
+    registry.hear(Lifecycle("KXDOG-1", "settled", {}), NOW + 4)
+    assert wanted(registry, NOW + 4) == ["KXDOG-2"]
+
+
 def test_a_market_that_had_ended_before_is_not_subscribed() -> None:
     registry = Registry()
     registry.read(body(status="finalized"), 0, NOW)

@@ -415,6 +415,25 @@ def test_a_market_given_up_alive_gets_a_break_after_its_last_frame() -> None:
     ]
 
 
+def test_a_market_that_cannot_be_deleted_gets_its_break_all_the_same() -> None:
+    session = open_session(A, B)
+    feed(session, frames.snapshot(A, 1, 1), frames.snapshot(B, 1, 2))
+    assert session.knows(A) and not session.knows("KXNOBODY")
+    session.unsubscribe([A], NOW, Cause.MOVED)
+    ids = [orjson.loads(command)["id"] for command in session.commands_to_send()]
+    records = feed(session, orjson.dumps({"type": "error", "id": ids[0], "sid": 1, "seq": 3, "msg": {"code": 11}}))
+    assert brief(records) == [("FRAME", BOOK, "@g1"), ("BREAK", BOOK, A)] and records[1].detail == "moved"
+    assert not session.knows(A) and not session.settled
+
+
+def test_an_overflow_is_noted_for_the_caller() -> None:
+    session = open_session(A, B)
+    feed(session, orjson.dumps({"type": "error", "sid": 1, "seq": 1, "msg": {"code": 17}}))
+    assert not session.overflowed
+    feed(session, orjson.dumps({"type": "error", "sid": 2, "seq": 1, "msg": {"code": 25}}))
+    assert session.overflowed
+
+
 def test_a_market_unwanted_before_its_ack_is_deleted_after() -> None:
     session = Session(RawFrame, "g1", 0, 1, skew_us=0, counts=Counter())
     session.subscribe({A: None, B: None}, NOW)

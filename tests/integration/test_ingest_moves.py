@@ -1,0 +1,112 @@
+"""Planned changes of the gatherer's connections make no gap: what takes over has the books before what is given up lets go."""
+
+from collections import Counter
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from kalshibook_core.kafka.cluster import Cluster
+from kalshibook_core.kalshi import messages
+from kalshibook_core.wire.events import RawFrame
+from services.ingest import gatherer
+from tests.integration.test_ingest_capture import BOOK, TRADE, Capture, broken, capturing
+
+pytestmark = pytest.mark.stack
+
+
+def life(record: RawFrame) -> tuple[int, int]:
+    return record.connection, record.generation
+
+
+def assert_handed_over(capture: Capture, ticker: str, channel: str) -> None:
+    """In one market's records: every life but the last ends in a BREAK that another life's beginning came before."""
+    mine = [r for r in capture.records if r.market_ticker == ticker and r.channel == channel and r.generation > 0]
+    begins = "RESUME" if channel == TRADE else "FRAME"
+    *left, last = list(dict.fromkeys(life(r) for r in mine if r.kind == begins))
+    assert left, "nothing was moved"
+    for old, new in pairwise([*left, last]):
+        assert new[1] > old[1], "the deduplicator takes a later generation for the later subscription"
+        end = next(n for n, r in enumerate(mine) if life(r) == old and r.kind == "BREAK")
+        begin = next(n for n, r in enumerate(mine) if life(r) == new and r.kind == begins)
+        assert mine[end].detail == "moved" and begin < end
+        assert channel == TRADE or b"orderbook_snapshot" in mine[begin].payload
+        assert not any(life(r) == old for r in mine[end + 1 :])
+
+
+async def test_a_connection_is_renewed_without_a_gap(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While deltas flow, one gatherer alone, several times: each event is there, and each sid's seq has no hole."""
+    monkeypatch.setattr(gatherer, "REPLAN_SECONDS", 0.2)
+    async with capturing(cluster, tmp_path, lambda settings: replace(settings, renew_seconds=1.0)) as capture:
+        await capture.begun()
+        markets = set(capture.tickers)
+        await capture.until(
+            lambda: all(
+                len({life(r) for r in capture.of("BREAK", TRADE) if r.market_ticker == ticker and r.detail == "moved"}) >= 2
+                for ticker in markets
+            ),
+            "two renewals",
+        )
+        capture.exchange.pause()
+        truths = {ticker: capture.exchange.truth(ticker) for ticker in markets}
+    assert not broken(capture, "upstream_sequence_gap") and not capture.of("STALE") and not capture.of("STALE", TRADE)
+    for ticker, truth in truths.items():
+        assert_handed_over(capture, ticker, BOOK)
+        assert_handed_over(capture, ticker, TRADE)
+        # Each life has a run of the truth without a hole, and together they have all of it.
+        true = [(e["side"], e["price"], e["delta"], e["ts_us"]) for e in truth if e["sent"] and e["type"] == "delta"]
+        runs: dict[tuple[int, int], list[tuple[str, int, int, int]]] = {}
+        for r in capture.of("FRAME"):
+            if r.market_ticker == ticker and b"price_dollars" in r.payload:
+                d = messages.parse_book(messages.envelope(r.payload), False)
+                assert isinstance(d, messages.Delta)
+                runs.setdefault(life(r), []).append((("yes", "no")[d.side], d.price, d.delta, d.exchange_us))
+        reached = 0
+        for run in runs.values():
+            at = next(n for n in range(len(true)) if true[n : n + len(run)] == run)
+            assert at <= reached, "a delta that no life has"
+            reached = max(reached, at + len(run))
+        assert reached == len(true)
+        trades = {e["trade_id"] for e in truth if e["sent"] and e["type"] == "trade"}
+        assert {frame["msg"]["trade_id"] for frame in capture.frames(ticker, TRADE)} == trades
+    lifecycle = Counter(r.connection for r in capture.records if r.kind == "FRAME" and b'"market_lifecycle_v2"' in r.payload)
+    assert len(lifecycle) > 1, "the lifecycle channel moved as well"
+
+
+async def test_a_connection_that_overflows_is_relieved_of_half_its_markets(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gatherer, "LEAST_RELIEVED", 2)
+    async with capturing(cluster, tmp_path) as capture:
+        await capture.begun()
+        capture.exchange.inject(kind="error_25", channel=BOOK)
+        await capture.until(lambda: broken(capture, "moved", TRADE), "markets on another connection")
+        await capture.until(lambda: len(broken(capture, "moved", TRADE)) >= len(capture.tickers) // 2, "half of them")
+        moved = broken(capture, "moved", TRADE)
+        new = max(r.generation for r in capture.of("FRAME"))
+        await capture.until(
+            lambda: moved <= {r.market_ticker for r in capture.of("FRAME") if r.generation == new and b'"side"' in r.payload},
+            "what happens in them",
+        )
+    for ticker in moved:
+        assert_handed_over(capture, ticker, TRADE)
+    assert capture.tickers - moved and not broken(capture, "disconnect") - capture.tickers
+
+
+async def test_a_market_that_ended_is_not_subscribed_again(cluster: Cluster, tmp_path: Path) -> None:
+    """It lingers for late frames, but not past its connection."""
+    async with capturing(cluster, tmp_path, window=8.0, rate=300.0) as capture:
+        await capture.begun()
+        heard = "market_lifecycle_v2"
+        await capture.until(lambda: any(b'"determined"' in r.payload for r in capture.of("FRAME", heard)), "an end")
+        ended = {r.market_ticker for r in capture.of("FRAME", heard) if b'"determined"' in r.payload}
+        first = {r.generation for r in capture.of("FRAME")}
+        capture.exchange.inject(kind="reset")
+        await capture.until(lambda: {r.generation for r in capture.of("FRAME")} - first, "a new generation")
+        new = max(r.generation for r in capture.of("FRAME"))
+        living = {ticker for ticker, m in capture.exchange.exchange.markets.items() if m.body["status"] == "active"}
+        await capture.until(
+            lambda: living <= {r.market_ticker for r in capture.of("FRAME") if r.generation == new}, "the others' books"
+        )
+    assert not ended & {r.market_ticker for r in capture.of("FRAME") if r.generation == new}
