@@ -1,63 +1,53 @@
-"""Frames a second of a gatherer: socket, session, encoding and a real broker, beside nothing but reading the same socket.
+"""Frames a second of a gatherer (socket, session, encoding, spool, real broker), beside nothing but reading the same socket.
 
-A server in a process of its own pumps made-up order-book frames of 200 markets as fast as they are taken. Both readers use the
-same `websockets` client; the gatherer's is `services.ingest.connection.Connection`, done when Kafka has acknowledged everything.
+*Sustained*: a server pumps order-book frames of 200 markets as fast as they are taken; done when Kafka has acknowledged all of
+them. Bare is the `websockets` client's own `recv`. "Of its own CPU" counts the CPU seconds of the gatherer's process, which what
+else runs here (server, broker) leaves alone: what one core would do.
+
+*Burst*: the server writes 200,000 frames evenly over one second, whether they are taken or not; measured is how long after its
+end the exchange was rid of them and Kafka had them, and every one is looked for in the topic: there once, and its bytes as sent.
 """
 
 import asyncio
-import multiprocessing
-import random
-import tempfile
+import hashlib
 import time
-import uuid
-from collections import Counter
 from collections.abc import Callable, Coroutine
-from multiprocessing.connection import Connection as Pipe
-from pathlib import Path
 from typing import Any
 
 import orjson
 import uvloop
-from cryptography.hazmat.primitives.asymmetric import rsa
 from websockets.asyncio.client import connect
-from websockets.asyncio.server import ServerConnection, serve
+from websockets.asyncio.server import ServerConnection
 
-from benchmarks import Row
-from kalshibook_core.kafka import admin
+from benchmarks import Row, exchange
+from kalshibook_core.kafka import topics
 from kalshibook_core.kafka.cluster import Cluster
-from kalshibook_core.kalshi.signing import Credentials
+from kalshibook_core.kafka.reader import read_partition
 from kalshibook_core.runtime import clock
+from kalshibook_core.wire import codec
 from kalshibook_tools.stack import Addresses
-from services.ingest.connection import Connection
-from services.ingest.outbox import Outbox
-from services.ingest.settings import Settings, SpoolSettings
 
 NAME = "gatherer"
-FRAMES = 200_000
-MARKETS = 200
-START_US = 1_785_901_540_000_000
+FRAMES = 400_000
+BURST = 200_000
+SLICES = 200  # of the burst's second
+_SOME = 500  # frames a write
 
 
 def run(addresses: Addresses) -> list[Row]:
-    """Measure both, one after the other."""
-    ours, theirs = multiprocessing.get_context("spawn").Pipe()
-    server = multiprocessing.get_context("spawn").Process(target=_pump, args=(theirs,), daemon=True)
-    server.start()
-    try:
-        url = f"ws://127.0.0.1:{ours.recv()}"
+    """Measure one after the other."""
+    with exchange.apart(_pump) as url:
         bare, bare_cpu = _best(lambda: _bare(url))
         gatherer, gatherer_cpu = _best(lambda: _gather(url, addresses.kafka))
-    finally:
-        server.terminate()
-        server.join()
-    return [
+    rows = [
         Row.of("gatherer", gatherer, "frames/s", bare),
         Row.of("gatherer: frames per second of its own CPU", gatherer_cpu, "frames/s", bare_cpu),
     ]
+    with exchange.apart(_burst) as url, exchange.apart(_absorb, url, addresses.kafka) as burst:  # so that its memory is its own
+        return rows + list(burst)
 
 
 def _best(measured: Callable[[], Coroutine[Any, Any, tuple[float, float]]]) -> tuple[float, float]:
-    """Return frames a second by the clock, and by the CPU this process spent, which what else runs here leaves alone."""
     walls, cpus = zip(*(uvloop.run(measured()) for _ in range(2)), strict=True)
     return FRAMES / min(walls), FRAMES / min(cpus)
 
@@ -73,79 +63,104 @@ async def _bare(url: str) -> tuple[float, float]:
 
 
 async def _gather(url: str, brokers: str) -> tuple[float, float]:
-    cluster = Cluster(brokers, f"bench{uuid.uuid4().hex[:8]}.")
-    await admin.ensure_topics(cluster)
-    credentials = Credentials("none", rsa.generate_private_key(public_exponent=65537, key_size=2048))
-    settings = Settings(cluster, credentials, url, "http://127.0.0.1")
-    counts: Counter[str] = Counter()
-    stop = asyncio.Event()
-    with tempfile.TemporaryDirectory() as folder:
-        spool = SpoolSettings(Path(folder))
-        async with Outbox(cluster, spool, "g1", settings.buffer_bytes) as outbox, asyncio.TaskGroup() as tasks:
-            connection = Connection(0, settings, outbox, counts, random.Random(1))
-            connection.place(dict.fromkeys(_tickers()))
-            tasks.create_task(connection.run(stop))
-            while not counts["book_frames"]:  # noqa: ASYNC110  (the connection announces nothing, and must not for this)
-                await asyncio.sleep(0)
-            began, spent = clock.monotonic(), time.process_time()
-            while counts["book_frames"] < FRAMES or outbox.buffered or outbox.spool_bytes:  # noqa: ASYNC110
-                await asyncio.sleep(0.005)
-            took = clock.monotonic() - began, time.process_time() - spent
-            assert not counts["breaks"] and not counts["unparsable"]
-            stop.set()
+    async with exchange.desk(brokers, url) as desk, exchange.connected(desk):
+        counts, outbox = desk.counts, desk.outbox
+        while not counts["book_frames"]:  # noqa: ASYNC110  (the connection announces nothing, and must not for this)
+            await asyncio.sleep(0)
+        began, spent = clock.monotonic(), time.process_time()
+        while counts["book_frames"] < FRAMES or outbox.buffered or outbox.spool_bytes:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+        took = clock.monotonic() - began, time.process_time() - spent
+        assert not counts["breaks"] and not counts["unparsable"]
     return took
 
 
-def _tickers() -> list[str]:
-    return [f"KXBENCH-26NOV21-T{number}.99" for number in range(MARKETS)]
-
-
-def _pump(pipe: Pipe) -> None:
-    """Serve: acknowledge whatever is subscribed, then send the same frames to everybody as fast as they are read."""
-    frames = _frames()
+async def _pump(announce: exchange.Announce) -> None:
+    """Send the same frames to everybody, as fast as they are read."""
+    frames = [exchange.wire(frame) for frame in (*exchange.snapshots(), *exchange.deltas(FRAMES - len(exchange.TICKERS)))]
+    writes = [b"".join(frames[at : at + _SOME]) for at in range(0, FRAMES, _SOME)]
 
     async def connected(socket: ServerConnection) -> None:
-        command: dict[str, Any] = orjson.loads(await socket.recv())
-        for sid, channel in enumerate(command["params"]["channels"], 1):
-            ack = {"type": "subscribed", "id": command["id"], "msg": {"channel": channel, "sid": sid}}
-            await socket.send(orjson.dumps(ack), text=True)
-        for frame in frames:
-            await socket.send(frame, text=True)
+        await exchange.acknowledge(socket)
+        for each in writes:
+            socket.transport.write(each)
+            await socket.drain()
         await socket.wait_closed()
 
-    async def listen() -> None:
-        async with serve(connected, "127.0.0.1", 0, compression=None, ping_interval=None) as server:
-            pipe.send(next(iter(server.sockets)).getsockname()[1])
-            await server.serve_forever()
-
-    uvloop.run(listen())
+    await exchange.listen(announce, connected)
 
 
-def _frames() -> list[bytes]:
-    """Return snapshots of all markets, then deltas, in the exchange's own key order and length."""
-    rng = random.Random(1)
-    market_id = str(uuid.UUID(int=7))
-    rows = [[f"0.{price:02d}00", "100000.00"] for price in range(1, 50)]
-    out: list[dict[str, Any]] = [
-        {
-            "type": "orderbook_snapshot",
-            "sid": 1,
-            "seq": seq,
-            "msg": {"market_ticker": t, "market_id": market_id, "yes_dollars_fp": rows},
-        }
-        for seq, t in enumerate(_tickers(), 1)
-    ]
-    us = START_US
-    for seq in range(MARKETS + 1, FRAMES + 1):
-        us += rng.randrange(2000)
-        msg = {
-            "market_ticker": rng.choice(_tickers()),
-            "market_id": market_id,
-            "price_dollars": f"0.{rng.randrange(1, 50):02d}00",
-            "delta_fp": f"{rng.randrange(-500, 5000) / 100:.2f}",
-            "side": "yes",
-            "ts": f"2026-08-05T03:{us // 60_000_000 % 60:02d}:{us // 1_000_000 % 60:02d}.{us % 1_000_000:06d}Z",
-            "ts_ms": us // 1000,
-        }
-        out.append({"type": "orderbook_delta", "sid": 1, "seq": seq, "msg": msg})
-    return [orjson.dumps(frame) + b"\n" for frame in out]
+async def _absorb(announce: exchange.Announce, url: str, brokers: str) -> None:
+    async with exchange.desk(brokers, url) as desk:
+        async with exchange.connected(desk):
+            counts, outbox = desk.counts, desk.outbox
+            while counts["book_frames"] < len(exchange.TICKERS):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            before = exchange.resident()
+            while counts["book_frames"] == len(exchange.TICKERS):  # noqa: ASYNC110
+                await asyncio.sleep(0)
+            began, spent = clock.monotonic(), time.process_time()
+            while counts["book_frames"] < BURST or outbox.buffered or outbox.spool_bytes:  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+            took, cpu = clock.monotonic() - began, time.process_time() - spent
+            resident = exchange.resident()
+            assert not counts["breaks"] and not counts["unparsable"]
+        async with connect(url, proxy=None) as socket:  # the second one to connect is told how the first one fared
+            digest, rid = orjson.loads(await socket.recv())
+        assert await _stored(desk.settings.cluster) == digest
+    of = f"gatherer: {BURST:,} frames offered in 1 s"
+    announce(
+        [
+            Row.of(f"{of}, all off the socket after", rid, "s", 1.0),
+            Row.of(f"{of}, all in Kafka after", took, "s", 1.0),
+            Row(f"{of}, own CPU", cpu, "s", None, None),  # type: ignore[arg-type]
+            Row.of(f"{of}, peak memory (bare: before)", resident / 1e6, "MB", before / 1e6),
+        ]
+    )
+
+
+async def _stored(cluster: Cluster) -> str:
+    """Return the digest of all book frames in the topic, in the order of their seq; each is there once."""
+    found: dict[int, bytes] = {}
+    for partition in range(cluster.partitions):
+        async for record in read_partition(cluster, topics.RAW, partition, None, read_committed=False):
+            raw = codec.decode(record.value)
+            if raw.kind == "FRAME" and raw.seq > 0:
+                assert raw.seq not in found
+                found[raw.seq] = raw.payload
+    assert len(found) == BURST
+    return _digest(payload for _, payload in sorted(found.items()))
+
+
+def _digest(frames: Any) -> str:
+    digest = hashlib.sha256()
+    for frame in frames:
+        digest.update(frame)
+    return digest.hexdigest()
+
+
+async def _burst(announce: exchange.Announce) -> None:
+    frames = [*exchange.snapshots(), *exchange.deltas(BURST - len(exchange.TICKERS))]
+    digest, rid = _digest(frames), 0.0
+    framed = [exchange.wire(frame) for frame in frames]
+    first, each = len(exchange.TICKERS), BURST // SLICES
+    slices = [b"".join(framed[at : at + each]) for at in range(first, BURST, each)]
+
+    async def connected(socket: ServerConnection) -> None:
+        nonlocal rid
+        if rid:
+            await socket.send(orjson.dumps([digest, rid]))
+            return
+        await exchange.acknowledge(socket)
+        socket.transport.write(b"".join(framed[:first]))
+        await asyncio.sleep(1)
+        began = clock.monotonic()
+        for number, each in enumerate(slices):
+            await asyncio.sleep(max(0.0, began + number / SLICES - clock.monotonic()))
+            socket.transport.write(each)
+        while socket.transport.get_write_buffer_size():  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+        rid = clock.monotonic() - began
+        await socket.wait_closed()
+
+    await exchange.listen(announce, connected, max_queue=None)

@@ -153,6 +153,31 @@ def envelope(frame: bytes) -> Envelope:
     return Envelope(kind, sid, seq, ticker, reply_to if type(reply_to) is int else 0, _exchange_us(msg), msg)
 
 
+def plain_delta(frame: bytes) -> tuple[int, int, str, int, int, int, int] | None:
+    """Return (sid, seq, market_ticker, side, price, delta, exchange_us) of a delta spelled as the exchange does, else None.
+
+    Byte for byte that spelling (seen on the wire, August 2026) and nothing else: what it reads is exactly what `envelope` and
+    `parse_book` find in the frame, at a third of their cost. A frame that it does not read may be a delta all the same.
+    """
+    found = _PLAIN_DELTA(frame)
+    if found is None:
+        return None
+    sid, seq, ticker, price, change, side, second, fraction = found.groups()
+    try:
+        exchange_us = _plain_second_us(second) + int(fraction.ljust(6, b"0"))
+        return (
+            int(sid),
+            int(seq),
+            ticker.decode(),
+            _PLAIN_SIDES[side],
+            _plain_price(price),
+            int(change.replace(b".", b"")),
+            exchange_us,
+        )
+    except ValueError:
+        return None
+
+
 def parse_book(message: Envelope, yes_price: bool) -> Snapshot | Delta:
     """Read an orderbook_snapshot or orderbook_delta; raise UnparsableFrame.
 
@@ -260,6 +285,24 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 def _second_us(text: str) -> int:
     since = datetime.strptime(text, "%Y-%m-%dT%H:%M:%S").replace(tzinfo=UTC) - _EPOCH
     return (since.days * 86_400 + since.seconds) * 1_000_000
+
+
+_PLAIN_DELTA: Final = re.compile(
+    rb'\{"type":"orderbook_delta","sid":(0|[1-9]\d{0,8}),"seq":(0|[1-9]\d{0,17}),"msg":'
+    rb'\{"market_ticker":"([\w.-]{1,200})","market_id":"[\w-]*","price_dollars":"([01]\.\d{4})","delta_fp":"(-?\d{1,14}\.\d\d)",'
+    rb'"side":"(yes|no)","ts":"(20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d)\.(\d{1,6})Z","ts_ms":(?:0|[1-9]\d{0,17})\}\}\n?'
+).fullmatch
+_PLAIN_SIDES: Final = {b"yes": YES, b"no": NO}
+
+
+@lru_cache(maxsize=4096)
+def _plain_second_us(text: bytes) -> int:
+    return _second_us(text.decode())
+
+
+@lru_cache(maxsize=2 * numbers.ONE_DOLLAR)
+def _plain_price(text: bytes) -> int:
+    return numbers.price(text.decode())
 
 
 _LATEST_US: Final = 2**62

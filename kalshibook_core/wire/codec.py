@@ -86,16 +86,33 @@ def _source(gatherer: str, connection: int, generation: int, sid: int) -> bytes:
     return text(gatherer) + long(connection) + long(generation) + long(sid)
 
 
-def _encode_raw(event: events.RawFrame) -> bytes:
-    kind, gatherer, connection, generation, channel, sid, seq, yes_price, ticker, recv_us, clock_us, detail, payload = event
+_time = lru_cache(maxsize=64)(long)  # frames that came at once have their times in common
+
+
+def encode_raw(
+    kind: str,
+    gatherer: str,
+    connection: int,
+    generation: int,
+    channel: str,
+    sid: int,
+    seq: int,
+    yes_price: bool,
+    ticker: str,
+    recv_us: int,
+    clock_us: int,
+    detail: str,
+    payload: bytes,
+) -> bytes:
+    """Return `encode` of the RawFrame of these fields, which need not be made for it."""
     return b"".join(
         (
             _stream(kind, gatherer, connection, generation, channel, sid),
             long(seq),
             b"\1" if yes_price else b"\0",
             known_text(ticker),
-            long(recv_us),
-            long(clock_us),
+            _time(recv_us),
+            _time(clock_us),
             text(detail) if detail else b"\0",
             long(len(payload)),
             payload,
@@ -130,7 +147,7 @@ def encode(event: events.Event) -> bytes:
     """Return the event as a Kafka value."""
     # The two kinds made per frame are put together by hand, at half fastavro's cost or less (benchmarks/codec.py).
     if type(event) is events.RawFrame:
-        return _encode_raw(event)
+        return encode_raw(*event)
     if type(event) is events.BookDelta:
         return _encode_delta(event)
     header, schema, fields = _WRITERS[type(event)]

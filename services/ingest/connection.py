@@ -13,7 +13,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 import structlog
-from websockets.asyncio.client import ClientConnection, connect
+from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
 
 from kalshibook_core.kalshi import hours
@@ -21,11 +21,12 @@ from kalshibook_core.kalshi.messages import Lifecycle
 from kalshibook_core.kalshi.session import Session
 from kalshibook_core.runtime import clock, logs
 from kalshibook_core.wire import codec
-from kalshibook_core.wire.events import Cause, RawFrame
+from kalshibook_core.wire.events import Cause
 from services.ingest.outbox import Outbox
 from services.ingest.pace import LONGEST, Pace, backoff
 from services.ingest.rest import date_skew_us, refusal
 from services.ingest.settings import Settings
+from services.ingest.websocket import Socket
 
 LARGEST_FRAME: Final = 4 * 1024 * 1024
 TICK_SECONDS: Final = 0.5
@@ -34,6 +35,10 @@ _RESTS: Final = (Cause.DISCONNECT, Cause.SILENT_SOCKET)
 _log = structlog.get_logger()
 _wire_log = logging.getLogger("websockets.ingest")
 _wire_log.setLevel(logging.WARNING)  # at debug the library writes every header, the signature among them
+
+
+Raw = tuple[bytes, bytes, int]
+"""Key, value and time in milliseconds of a record of the raw topic."""
 
 
 class Connection:
@@ -72,7 +77,7 @@ class Connection:
         self._on_overflow = on_overflow
         self._on_ended = on_ended
         self._pace = Pace(settings.commands_per_second)
-        self._session: Session[RawFrame] | None = None
+        self._session: Session[Raw] | None = None
         self._generation = 0
         self._failures = 0
         self._began = 0.0
@@ -127,23 +132,24 @@ class Connection:
                 while self._outbox.full and not stop.is_set():  # a new generation would only be broken off as well
                     await _either(stop, TICK_SECONDS)
 
-    async def _open(self) -> ClientConnection | None:
+    async def _open(self) -> Socket | None:
         """Shake hands, signing anew; None where that failed, which is told."""
         url = self._settings.ws_url
         headers = self._settings.credentials.headers(clock.now_us() // 1000, "GET", urlsplit(url).path)
         try:
-            return await connect(
+            socket = await connect(
                 url,
                 additional_headers=headers,
-                create_connection=_Socket,
+                create_connection=Socket,
                 compression=None,
                 logger=_wire_log,
                 max_size=LARGEST_FRAME,
-                max_queue=256,
                 ping_interval=None,  # the exchange pings; the watchdog listens
                 close_timeout=1,
                 proxy=None,
             )
+            assert isinstance(socket, Socket)
+            return socket
         except InvalidStatus as error:
             self._refused(error.response.status_code, bytes(error.response.body), error.response.headers.get("Date"))
         except (OSError, TimeoutError, EOFError, InvalidHandshake) as error:
@@ -172,14 +178,12 @@ class Connection:
             exchange_clock_ahead_seconds=None if skew_us is None else round(skew_us / 1e6, 1),
         )
 
-    async def _live(self, socket: ClientConnection, stop: asyncio.Event) -> None:
+    async def _live(self, socket: Socket, stop: asyncio.Event) -> None:
         """One generation: from the handshake to the breaks that end it."""
         now_us = clock.now_us()
         skew_us = date_skew_us(socket.response.headers.get("Date") if socket.response else None, now_us)
         self._generation = max(now_us, self._generation + 1)
-        session = Session(
-            RawFrame, self._settings.gatherer, self.number, self._generation, skew_us=skew_us or 0, counts=self._counts
-        )
+        session = Session(_raw, self._settings.gatherer, self.number, self._generation, skew_us=skew_us or 0, counts=self._counts)
         self._session = session
         self._commands.clear()
         self._began = clock.monotonic()
@@ -191,6 +195,7 @@ class Connection:
         self._hand_over()
         cause: str = Cause.DISCONNECT
         try:
+            socket.hand_to(self._receive)
             async with asyncio.TaskGroup() as tasks:
                 parts = (self._read(socket), self._write(socket), self._watch(socket), self._until(stop))
                 running = [tasks.create_task(part) for part in parts]
@@ -213,27 +218,33 @@ class Connection:
                 self._on_ended(self.number)
         await socket.close()
 
-    async def _read(self, socket: ClientConnection) -> None:
-        session, outbox, counts = self._session, self._outbox, self._counts
-        assert session is not None
-        receive, take, now_us = socket.recv, session.receive_frame, clock.now_us
+    def _receive(self, frames: list[bytes], received_us: int) -> None:
+        """Take what came at once, within the event loop's own call: an error is for `_live` to raise."""
+        session, ended = self._session, self._ended
+        if session is None or ended is None or ended.done():
+            return  # what comes now lies behind the breaks
         try:
-            while True:
-                frame = await receive(decode=False)
-                take(frame, now_us())
-                counts["bytes"] += len(frame)
-                self._publish(session)
-                if session.stirred:
-                    self._hand_over()
-                if outbox.full:
-                    return self._end(Cause.BROKER_OUTAGE)
-        except ConnectionClosed:
-            self._end(Cause.DISCONNECT)
+            take = session.receive_frame
+            for frame in frames:
+                take(frame, received_us)
+            self._counts["bytes"] += sum(map(len, frames))
+            self._publish(session)
+            if session.stirred:
+                self._hand_over()
+            if self._outbox.full:
+                self._end(Cause.BROKER_OUTAGE)
+        except Exception as error:  # noqa: BLE001
+            if not ended.done():
+                ended.set_exception(error)
 
-    def _publish(self, session: Session[RawFrame]) -> None:
-        add, encode = self._outbox.add, codec.encode
+    async def _read(self, socket: Socket) -> None:
+        await socket.wait_closed()
+        self._end(Cause.DISCONNECT)
+
+    def _publish(self, session: Session[Raw]) -> None:
+        add = self._outbox.add
         for record in session.records_to_publish():
-            add(record.market_ticker.encode(), encode(record), record.recv_us // 1000)
+            add(*record)
 
     def _hand_over(self) -> None:
         """Take from the session whatever is not a frame's own record."""
@@ -267,7 +278,7 @@ class Connection:
         if session.failed is not None:
             self._end(session.failed)
 
-    async def _write(self, socket: ClientConnection) -> None:
+    async def _write(self, socket: Socket) -> None:
         try:
             while True:
                 await self._to_send.wait()
@@ -279,9 +290,9 @@ class Connection:
         except ConnectionClosed:
             return  # the reader sees it too, after what had arrived before
 
-    async def _watch(self, socket: ClientConnection) -> None:
+    async def _watch(self, socket: Socket) -> None:
         """Keep the session's deadlines, and hear silence: a ping comes every 10 s (Kalshi docs, "Connection keep-alive")."""
-        assert isinstance(socket, _Socket) and self._session is not None
+        assert self._session is not None
         while True:
             await asyncio.sleep(TICK_SECONDS)
             self._session.due(clock.now_us())
@@ -306,17 +317,28 @@ class Connection:
             _log.warning(event, connection=self.number, **fields)
 
 
-class _Socket(ClientConnection):
-    """A client connection that notes when it last heard anything whole, pings included: bytes without end are silence too."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.heard_at = clock.monotonic()
-
-    def process_event(self, event: Any) -> None:
-        if getattr(event, "fin", True):
-            self.heard_at = clock.monotonic()
-        super().process_event(event)
+def _raw(
+    kind: str,
+    gatherer: str,
+    connection: int,
+    generation: int,
+    channel: str,
+    sid: int,
+    seq: int,
+    yes_price: bool,
+    ticker: str,
+    recv_us: int,
+    clock_us: int,
+    detail: str,
+    payload: bytes,
+) -> Raw:
+    return (
+        ticker.encode(),
+        codec.encode_raw(
+            kind, gatherer, connection, generation, channel, sid, seq, yes_price, ticker, recv_us, clock_us, detail, payload
+        ),
+        recv_us // 1000,
+    )
 
 
 async def _either(stop: asyncio.Event, seconds: float) -> None:
