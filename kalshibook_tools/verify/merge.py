@@ -53,7 +53,7 @@ class Result:
 class _Run:
     """A contiguous run of the truth that a copy delivered of a market: from the book after `start` events to that after `end`."""
 
-    life: tuple[int, int]
+    generation: int
     start: int
     end: int
     offset: int
@@ -66,8 +66,7 @@ class _Market:
 
     events: list[Event] = field(default_factory=list)
     trades: set[str] = field(default_factory=set)
-    runs: dict[str, _Run | None] = field(default_factory=dict)
-    lives: dict[str, tuple[int, int]] = field(default_factory=dict)
+    runs: dict[tuple[str, int], _Run] = field(default_factory=dict)  # by copy and connection
     heard: set[int] = field(default_factory=set)
     heard_trades: set[str] = field(default_factory=set)
     traded: set[str] = field(default_factory=set)
@@ -96,11 +95,15 @@ def compare(
         else:
             market.trades.add(event.trade_id)
     result, partition, numbers = Result(), Partition(limits=limits), list[int]()
-    counts = result.counts
+    counts, started = result.counts, set[str]()
     for offset, (raw, number) in enumerate((each.raw, each.number) for each in told):
         numbers.append(number)
         heard = markets.get(raw.market_ticker)
-        ended = _hear(heard, raw, number, offset) if heard is not None else None
+        if raw.kind == "START":
+            started.add(raw.gatherer)
+            for each in markets.values():
+                _start(each, raw.gatherer)
+        ended = _hear(heard, raw, number, offset, raw.gatherer in started) if heard is not None else None
         for made in partition.receive(raw, offset):
             if isinstance(made, BookDelta | BookSnapshot | Gap):
                 market = markets[made.market_ticker]
@@ -134,30 +137,38 @@ def compare(
     return result
 
 
-def _hear(market: _Market, raw: RawFrame, number: int, offset: int) -> _Run | None:
-    """Follow what a copy delivers; return the run that this record ends."""
-    name, life = raw.gatherer, (raw.connection, raw.generation)
-    ended = None
+def _hear(market: _Market, raw: RawFrame, number: int, offset: int, started: bool) -> _Run | None:
+    """Follow what a copy delivers, which `started` or never said so; return the run that this record ends."""
     if raw.kind == "FRAME" and raw.channel == TRADES and b'"type":"trade"' in raw.payload:
         market.heard_trades.add(messages.envelope(raw.payload).msg["trade_id"])
     if raw.channel != BOOK or raw.kind == "STALE":
         return None
-    run = market.runs.get(name)
-    if run is not None and run.life != life and life[1] > run.life[1]:
-        ended, run, market.runs[name] = run, None, None
-        market.causes.add(Cause.DISCONNECT)
+    ended = None
+    where = raw.gatherer, raw.connection
+    for name in [where] if started else [each for each in market.runs if each[0] == raw.gatherer]:
+        if name in market.runs and raw.generation > market.runs[name].generation:
+            ended = market.runs.pop(name)
+            market.causes.add(Cause.DISCONNECT)
+    run = market.runs.get(where)
     if raw.kind == "BREAK":
         market.causes.add(raw.detail)
-        ended, market.runs[name] = run, None
-    elif number >= 0:
+        return market.runs.pop(where, ended)
+    if number >= 0:
         snapshot = b'"orderbook_snapshot"' in raw.payload[:40]
         if run is None:
             if snapshot:
-                market.runs[name] = _Run(life, number, number, offset, raw.clock_us)
+                market.runs[where] = _Run(raw.generation, number, number, offset, raw.clock_us)
         else:
             run.end = max(run.end, number)
             market.heard.update((number,))
     return ended
+
+
+def _start(market: _Market, gatherer: str) -> None:
+    """A copy's new process has ended all that the one before delivered."""
+    for where in [where for where in market.runs if where[0] == gatherer]:
+        del market.runs[where]
+        market.causes.add(Cause.DISCONNECT)
 
 
 @dataclass(slots=True)
@@ -243,7 +254,7 @@ class _Check:
             self.result.differs("wrong", f"{where}: the cause {made.cause} was none")
         vouched_us = self.raw.clock_us - LAG_US if self.raw.kind == "BREAK" and self.ended is not None else 0
         for name, run in market.runs.items():
-            if run is not None and run.start <= market.number and market.number - run.end <= self.limits.events:
+            if run.start <= market.number and market.number - run.end <= self.limits.events:
                 shared = [e.us for e in market.events[max(run.start, market.first) : min(run.end, market.number)] if e.delta]
                 if (shared and shared[0] != shared[-1]) or (run.known_us <= vouched_us and run.start >= market.first):
                     self.result.differs(

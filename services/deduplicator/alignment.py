@@ -22,12 +22,18 @@ from weakref import WeakValueDictionary
 
 from kalshibook_core.orderbook import Book, level_weight
 from kalshibook_core.orderbook.checksum import MASK
+from kalshibook_core.wire.events import RawFrame, RawKind
 
 WHOLE_BOOK: Final = -1
 """Stands where a delta has its side."""
 
 MARGIN: Final = 64
 """Events of the log that are kept although every gatherer has confirmed them, for one that joins a little behind."""
+
+SIDS: Final = 8
+"""Subscriptions of a market in one generation that are remembered besides the last."""
+
+_BREAK: Final = str(RawKind.BREAK)
 
 Content = tuple[int, int, int, int]
 """What makes two events the same: (exchange_us, side, price, delta), or (0, WHOLE_BOOK, 0, checksum)."""
@@ -51,18 +57,19 @@ class Heard(NamedTuple):
 class Gatherer:
     """One gatherer over all its connections and lives in a partition: when it was last heard of, and what it was good for."""
 
-    __slots__ = ("behind", "confirmed", "contradictions", "led", "name", "newest_us")
+    __slots__ = ("behind", "confirmed", "contradictions", "led", "name", "newest_us", "started_us")
 
-    def __init__(self, name: str, newest_us: int = 0) -> None:
+    def __init__(self, name: str, newest_us: int = 0, started_us: int = 0) -> None:
         """Make a gatherer nothing came from yet."""
         self.name = name
         self.newest_us = newest_us  # the greatest exchange timestamp it delivered
+        self.started_us = started_us  # when its process began, by its own clock; 0: none has said so
         self.led = self.confirmed = self.contradictions = 0  # events that it was the first to deliver, or delivered as well
         self.behind = 0  # how many events, when it last confirmed one
 
 
 class Life:
-    """One generation of one connection, over all its markets of a partition."""
+    """One generation of one connection, over all its markets of a partition. Several of a gatherer may be alive at once."""
 
     __slots__ = ("__weakref__", "connection", "gatherer", "generation", "newest_us")
 
@@ -70,6 +77,19 @@ class Life:
         """Make the life of a connection that delivered nothing yet."""
         self.gatherer, self.connection, self.generation = gatherer, connection, generation
         self.newest_us = newest_us  # the greatest exchange timestamp that it delivered in order
+
+    @property
+    def name(self) -> tuple[str, int, int]:
+        """Gatherer, connection, generation."""
+        return self.gatherer.name, self.connection, self.generation
+
+    def ended_by(self, gatherer: str, connection: int) -> bool:
+        """Return whether a newer generation of that connection shows that this one has ended.
+
+        One of the same connection does; of another, where its gatherer has not said when its process began.
+        """
+        whose = self.gatherer
+        return whose.name == gatherer and (self.connection == connection or not whose.started_us)
 
     def reach(self, exchange_us: int) -> None:
         """It delivered, in order, an event of this time."""
@@ -91,21 +111,25 @@ class Lives:
         """Return the life of this name, new if it was not known."""
         life = self._lives.get((gatherer, connection, generation))
         if life is None:
-            whose = self.gatherers.get(gatherer)
-            if whose is None:
-                whose = self.gatherers[gatherer] = Gatherer(gatherer)
-            life = self._lives[gatherer, connection, generation] = Life(whose, connection, generation)
+            life = self._lives[gatherer, connection, generation] = Life(self.gatherer(gatherer), connection, generation)
         return life
+
+    def gatherer(self, name: str) -> Gatherer:
+        """Return the gatherer of this name, new if it was not known."""
+        known = self.gatherers.get(name)
+        if known is None:
+            known = self.gatherers[name] = Gatherer(name)
+        return known
 
     def state(self) -> list[Any]:
         """Return what `restore` needs, as JSON can hold it."""
         lives = sorted((*name, life.newest_us) for name, life in self._lives.items())
-        return [[(each.name, each.newest_us) for each in self.gatherers.values()], lives]
+        return [[(each.name, each.newest_us, each.started_us) for each in self.gatherers.values()], lives]
 
     def restore(self, state: Sequence[Any]) -> list[Life]:
         """Become the lives that gave this state; hold the result until the markets are restored, or they are forgotten again."""
         gatherers, lives = state
-        self.gatherers = {name: Gatherer(name, newest_us) for name, newest_us in gatherers}
+        self.gatherers = {each[0]: Gatherer(*each) for each in gatherers}
         restored = []
         for gatherer, connection, generation, newest_us in lives:
             restored.append(self.of(gatherer, connection, generation))
@@ -122,11 +146,11 @@ class Standing(Enum):
 
 
 class Source:
-    """What is known of one gatherer in one market: that of its newest generation there."""
+    """What is known of one connection in one market: that of its newest generation there."""
 
     __slots__ = (
-        "against", "at", "base", "base_us", "heard", "inside", "known_us", "life", "origin", "over", "standing", "sums",
-        "times",
+        "against", "at", "base", "base_us", "heard", "inside", "known_us", "life", "origin", "over", "seq", "sid", "sids",
+        "standing", "sums", "times",
     )  # fmt: skip
 
     def __init__(self, life: Life, at: int) -> None:
@@ -134,6 +158,8 @@ class Source:
         self.life = life
         self.standing = Standing.BROKEN
         self.at = at  # the version it delivered or confirmed last
+        self.sid = self.seq = -1  # of the last frame
+        self.sids: tuple[int, ...] = ()  # of its subscriptions before that one
         self.over: tuple[str, int] | None = None  # it has ended: the cause, and up to when it had delivered everything
         self._forget()
 
@@ -149,14 +175,24 @@ class Source:
         self.against = 0  # the version it contradicted
 
     @property
-    def name(self) -> tuple[str, int, int]:
-        """(gatherer, connection, generation)."""
-        return self.life.gatherer.name, self.life.connection, self.life.generation
-
-    @property
     def alive_us(self) -> int:
         """The last instant of the exchange at which its gatherer is known to have lived."""
         return self.life.gatherer.newest_us or self.life.generation
+
+    def is_repeat(self, raw: RawFrame, begins: bool) -> bool:
+        """Return whether this record came before, as what was spooled may after a kill. A subscription `begins` with a book; a
+        BREAK has the seq of the last frame before it."""
+        sid, seq, is_break = raw[5], raw[6], raw[0] == _BREAK
+        if sid != self.sid:
+            if sid in self.sids or not (begins or is_break):
+                return True
+            if self.sid >= 0:
+                self.sids = (*self.sids[1 - SIDS :], self.sid)
+            self.sid = sid
+        elif 0 <= seq < self.seq + (not is_break):
+            return True
+        self.seq = seq
+        return False
 
     def breaks(self) -> None:
         """Know its book no longer."""
@@ -220,8 +256,9 @@ class Source:
     def state(self) -> list[Any]:
         """Return what `restored` needs, as JSON can hold it."""
         return [
-            *self.name, self.standing.value, self.at, book_state(self.base), self.known_us, self.base_us, self.origin,
+            *self.life.name, self.standing.value, self.at, book_state(self.base), self.known_us, self.base_us, self.origin,
             self.inside, self.against, self.over, [(*event[:9], book_state(event.book)) for event in self.heard],
+            self.sid, self.seq, self.sids,
         ]  # fmt: skip
 
     @classmethod
@@ -236,6 +273,7 @@ class Source:
             source.inside, source.against = state[9:11]
         source.over = tuple(state[11]) if state[11] else None
         source.standing = Standing(state[3])
+        source.sid, source.seq, source.sids = state[13], state[14], tuple(state[15])
         return source
 
 

@@ -3,9 +3,10 @@
     nothing known --snapshot--> whole --the last aligned source leaves--> gap --snapshot--> whole
 
 Whoever is first extends the log; the others confirm it. It stays whole while one source stands in it: also one that is behind,
-which may yet deliver what follows. What leaves a source unaligned: a BREAK, a newer generation of its gatherer, content that
+which may yet deliver what follows. A source is a generation of a connection; a gatherer that hands a market over has two of
+them for a while. What leaves one unaligned: a BREAK, a newer generation of its connection, its gatherer's START, content that
 cannot be read or that the book cannot take, a snapshot on our asking that differs, an event that contradicts the log, and falling
-out of the window. All but the first four leave its book known, so it is aligned again as soon as it agrees.
+out of the window. The last three leave its book known, so it is aligned again as soon as it agrees.
 
 Two that contradict each other: whoever was first is believed, unless more sources say the same other thing than have
 confirmed it. Then the log is corrected: a gap from the last instant that they agreed on, their book there, their events.
@@ -85,11 +86,11 @@ class MarketLog:
         self.gap_start_us: int | None = None
         self.gap_cause: str | None = None
         self.ended = False
-        self.sources: dict[str, Source] = {}  # by gatherer
+        self.sources: dict[tuple[str, int], Source] = {}  # by gatherer and connection
         self.past: list[Source] = []  # that ended ahead of the log, which may still come to what they heard
         self.window = Window()
         self.made: list[BookEvent] = []
-        self._leader = ""  # the gatherer that the last event came from
+        self._leader = ("", 0, 0)  # the life that the last event came from
         self._begun_us = 0  # effective time of the snapshot the window began with
         self._vouched_us = 0  # up to this instant those who have left had delivered everything
         self._trim_at = 2 * MARGIN
@@ -108,13 +109,16 @@ class MarketLog:
 
     def confirms(self, raw: RawFrame, mark: int) -> bool:
         """Return whether a frame whose content has this hash is what its source had to deliver next; if so, that is all."""
-        source = self.sources.get(raw[1])
+        source = self.sources.get(raw[1:3])
         if source is None or source.standing is not ALIGNED:
             return False
         window, life = self.window, source.life
         at = source.at + 1 - window.first
-        if source.at >= window.head or window.prints[at] != mark or life.generation != raw[3] or life.connection != raw[2]:
+        if source.at >= window.head or window.prints[at] != mark or life.generation != raw[3]:
             return False
+        if raw[5] != source.sid or raw[6] <= source.seq:
+            return False
+        source.seq = raw[6]
         self._confirm(source)
         life.reach(window.times[at])
         return True
@@ -142,6 +146,8 @@ class MarketLog:
         if source is None:
             self.tally["refused"] += 1
             return self.made
+        # It lives by the exchange's clock; its own, of which the generation is, may be months ahead of frames that are replayed.
+        source.life.gatherer.newest_us = max(source.life.gatherer.newest_us, raw[10])
         event = Heard(0, WHOLE_BOOK, 0, book.checksum, raw[9], raw[10], raw[5], raw[6], offset, book)
         if source.standing is ALIGNED:
             if not solicited:
@@ -166,6 +172,8 @@ class MarketLog:
         source = self._source(raw)
         if source is not None:
             self._leaves(source, raw.detail, raw.clock_us - LAG_US)
+            if raw.detail == Cause.MOVED:
+                del self.sources[source.life.name[:2]]
         return self.made
 
     def unreadable(self, raw: RawFrame, offset: int, exchange_us: int) -> list[BookEvent]:
@@ -181,6 +189,12 @@ class MarketLog:
             self._leaves(source, Cause.PARSE_FAILURE, exchange_us or raw.clock_us - LAG_US)
         return self.made
 
+    def started(self, raw: RawFrame, offset: int) -> list[BookEvent]:
+        """Take its gatherer's START: what the process before it had of this market has ended."""
+        self.made, self._raw, self._offset = [], raw, offset
+        self._over([source for source in self.sources.values() if source.life.gatherer.name == raw.gatherer])
+        return self.made
+
     def review(self, raw: RawFrame, offset: int) -> list[BookEvent]:
         """Look at the waiting sources again, because the clocks of their connections have moved."""
         self.made, self._raw, self._offset = [], raw, offset
@@ -192,29 +206,34 @@ class MarketLog:
     # Sources.
 
     def _source(self, raw: RawFrame, new: bool = False) -> Source | None:
-        """Return the source of a frame, None if it is over (or was never heard of, and is not to be made `new`)."""
-        gatherer, connection, generation = raw[1], raw[2], raw[3]
-        source = self.sources.get(gatherer)
+        """Return the source of a record; None if it is over, or the record came before, or nothing is known and none is `new`."""
+        gatherer, connection, generation = life = raw[1:4]
+        source = self.sources.get((gatherer, connection))
         if source is not None:
-            life = source.life
-            if life.generation == generation and life.connection == connection:
-                return source
-            if generation < life.generation and (
-                connection == life.connection or source.standing is not BROKEN or not new
-            ):  # an older generation of another connection has the market only if it was moved back there
+            if source.life.generation == generation:
+                return None if source.is_repeat(raw, new) else source
+            if generation < source.life.generation:
                 return None
         elif not new:
             return None
-        life = self._lives.of(gatherer, connection, generation)
-        successor = self.sources[gatherer] = Source(life, source.at if source else self.window.head)
-        if source is not None:
-            # A gatherer holds a market once, so its newer subscription ends the older, whether or not a BREAK told.
+        ended = [each for each in self.sources.values() if each.life.ended_by(gatherer, connection)]
+        if any(each.life.generation > generation and each.standing is not BROKEN for each in ended):
+            return None
+        successor = Source(self._lives.of(*life), source.at if source else self.window.head)
+        self._over(ended)
+        self.sources[gatherer, connection] = successor
+        successor.is_repeat(raw, new)
+        return successor
+
+    def _over(self, ended: Sequence[Source]) -> None:
+        """These have ended, though no BREAK said so."""
+        for source in ended:
+            del self.sources[source.life.name[:2]]
             if source.standing is ALIGNED:
                 self._vouched_us = max(self._vouched_us, source.life.newest_us - LAG_US)
             self._keep(source, Cause.DISCONNECT, 0)
-            if source.standing is not BROKEN:
-                self._left(Cause.DISCONNECT, self.effective_us)
-        return successor
+        if any(source.standing is not BROKEN for source in ended):
+            self._left(Cause.DISCONNECT, self.effective_us)
 
     def _keep(self, source: Source, cause: str, vouched_us: int) -> None:
         """Keep what an ended source heard ahead of the log, until the log comes to it or has passed it."""
@@ -337,7 +356,7 @@ class MarketLog:
         window.append(event[:4], checksum, mark, before)
         source.at = window.head
         life.gatherer.led += 1
-        self._leader = life.gatherer.name
+        self._leader = life.name
         if window.head - window.first >= self._trim_at:
             self._trim()
         if len(self.sources) > 1:
@@ -446,7 +465,8 @@ class MarketLog:
             each for each in self.sources.values()
             if each.standing is SEEKING and each.against == source.against and each.heard and each.heard[0][:4] == event[:4]
         ]  # fmt: skip
-        if len(with_it) > sum(each.standing is ALIGNED and each.at > agreed for each in self.sources.values()):
+        against_it = {each.life.gatherer.name for each in self.sources.values() if each.standing is ALIGNED and each.at > agreed}
+        if len({each.life.gatherer.name for each in with_it} - against_it) > len(against_it):
             self._correct(source, agreed, with_it)
 
     def _correct(self, source: Source, agreed: int, with_it: Sequence[Source]) -> None:
@@ -471,8 +491,9 @@ class MarketLog:
         for source in waiting:
             if self.version:  # what is not younger than the log's last event is in the log already
                 last_us = self.window.times[-1] or self.effective_us
-                times = [event.exchange_us or event.clock_us for event in source.heard]
-                self._fold(source, next((n for n, us in enumerate(times) if us > last_us), len(times)))
+                self._fold(
+                    source, next((n for n, each in enumerate(source.heard) if each.exchange_us > last_us), len(source.heard))
+                )
         ready = [source for source in waiting if source.standing is SEEKING and self._not_behind(source)]
         if ready:
             self._begin(min(ready, key=lambda source: source.began_us))
@@ -480,26 +501,27 @@ class MarketLog:
     def _not_behind(self, source: Source) -> bool:
         """Return whether a seeker's book cannot be older than the log's end: if it were, its events would come a second time.
 
-        The gatherer that the last event came from cannot be. Another's clock may be late, so a snapshot alone is believed only
-        if it is the log's last book, or none the log had in the seconds before, or once its connection delivered something later.
+        Whoever began when the life had ended that the last event came from cannot be, nor who delivered something later. Clocks
+        may be late, so a book alone is believed only if it is none that the log had in the seconds before, or once its connection
+        has surely delivered all that the log has. That it equals the log's last book is no proof: a burst may add up to zero.
         """
-        if not self.version or source.heard or source.life.gatherer.name == self._leader:
+        gatherer, connection, generation = self._leader
+        if not self.version or source.heard or source.life.ended_by(gatherer, connection):
+            return True
+        if source.life.gatherer.name == gatherer and generation < source.life.gatherer.started_us:
             return True
         assert source.base is not None
         window, last_us, later_us = self.window, self.window.times[-1], self.effective_us + LAG_US
-        if source.base_us:
-            if source.base_us > (last_us or self.effective_us):
-                return True
-            if source.base_us >= last_us and source.checksum == self.book.checksum:
-                return True
-            # Of a log with deltas it has yet to deliver the last; one only just begun may be younger than its clock said.
-            return not last_us and source.life.newest_us >= later_us
-        if source.known_us < self.effective_us:
-            return False
-        if source.known_us >= later_us or source.life.newest_us >= later_us:
+        if source.base_us > (last_us or self.effective_us):
             return True
-        places = window.places(source.base.checksum, ())
-        return places == [window.head] or (not places and 0 < window.times[0] <= source.known_us - LAG_US)
+        if source.life.newest_us >= later_us:  # nothing of this market is still to come that the log has
+            return not source.base_us or source.base_us == last_us or not last_us
+        if source.base_us:
+            return False
+        taken_us = source.known_us
+        return taken_us >= later_us or (
+            0 < window.times[0] <= taken_us - LAG_US and taken_us >= self.effective_us and not window.places(source.checksum, ())
+        )
 
     def _begin(self, source: Source, alike: Sequence[Source] = ()) -> None:
         """Begin the log anew with a seeker's book; `alike` have the same."""
@@ -513,7 +535,7 @@ class MarketLog:
         self.effective_us = self._begun_us = max(self.effective_us, source.known_us)
         self._write_snapshot(source.life, source.origin, start_us, cause)
         self.window.begin(self.version, self.book.checksum)
-        self._trim_at, self._vouched_us, self._leader = 2 * MARGIN, 0, source.life.gatherer.name
+        self._trim_at, self._vouched_us, self._leader = 2 * MARGIN, 0, source.life.name
         source.life.gatherer.led += 1
         others = [(each, each.heard) for each in alike if each is not source]
         for each, _ in others:
@@ -576,12 +598,13 @@ class MarketLog:
     def restore(self, state: Sequence[Any]) -> None:
         """Become the log that gave this state."""
         (
-            self.version, self.effective_us, self.gap_start_us, self.gap_cause, self._leader, self._begun_us, self._vouched_us,
+            self.version, self.effective_us, self.gap_start_us, self.gap_cause, leader, self._begun_us, self._vouched_us,
             self._trim_at, book, window, sources, past,
         ) = state  # fmt: skip
+        self._leader = leader[0], leader[1], leader[2]
         restored = book_of(book)
         assert restored is not None
         self.book = restored
         self.window.restore(window)
-        self.sources = {each[0]: Source.restored(self._lives.of(*each[:3]), each) for each in sources}
+        self.sources = {(each[0], each[1]): Source.restored(self._lives.of(*each[:3]), each) for each in sources}
         self.past = [Source.restored(self._lives.of(*each[:3]), each) for each in past]

@@ -16,7 +16,10 @@ import orjson
 from kalshibook_core.kalshi import messages
 from kalshibook_core.orderbook import Book, CorruptBook
 from kalshibook_core.wire.events import (
+    AUDIT,
     BOOK,
+    EVENT,
+    SERIES,
     TRADES,
     Event,
     Lifecycle,
@@ -36,6 +39,9 @@ FRAME, STALE, BREAK, RESUME, REST, START = map(str, RawKind)
 
 TICKERS_AT_ONCE: Final = 16
 """Different tickers of one instant that are remembered."""
+
+_TICKERS: Final = {"": "ticker", EVENT: "event_ticker", SERIES: "ticker"}
+"""Where an object read by REST has its ticker, by the record's channel."""
 
 REVIEW: Final = 1024
 """Raw records from one look at all waiting sources to the next: those of quiet markets are placed by the clocks of their
@@ -192,6 +198,8 @@ class Partition:
             return self._resume(raw, offset)
         if kind == REST:
             return self._rest(raw, offset)
+        if kind == START:
+            return self._start(raw, offset)
         return self._unreadable("unknown_kind", raw, ValueError(f"a raw record of kind {kind[:40]!r}"))
 
     def _review(self, raw: RawFrame, offset: int) -> list[Event]:
@@ -282,15 +290,19 @@ class Partition:
         return self._defined(raw, offset, told.event_type, body, told.msg)
 
     def _rest(self, raw: RawFrame, offset: int) -> Sequence[Event]:
+        if raw.channel == AUDIT:
+            return []  # a book to compare with, for others
         try:
-            definition = orjson.loads(raw.payload)
-            if definition["ticker"] != raw.market_ticker:
-                raise ValueError(f"an object of {definition['ticker']}")
+            key, definition = _TICKERS[raw.channel], orjson.loads(raw.payload)
+            if definition[key] != raw.market_ticker:
+                raise ValueError(f"an object of {definition[key]}")
         except (ValueError, KeyError, TypeError) as error:
             return self._unreadable("unparsable_rest", raw, error)
         if not self.market(raw.market_ticker).rest.new(raw.gatherer, raw.payload, raw.clock_us):
             self.tally["lifecycle_repeats"] += 1
             return []
+        if raw.channel:
+            return [Lifecycle(raw.market_ticker, raw.channel, raw.recv_us, raw.clock_us, raw.payload, offset)]
         return self._defined(raw, offset, "market", raw.payload, definition)
 
     def _defined(
@@ -331,6 +343,17 @@ class Partition:
             return []
         market = self.market(raw.market_ticker)
         return market.trades.resumed(raw, offset, self.window.latest_us(raw.market_ticker), market.book.ended)
+
+    def _start(self, raw: RawFrame, offset: int) -> Sequence[Event]:
+        made: list[Event] = []
+        for ticker, market in sorted(self.markets.items()):
+            book, trades = market.book, market.trades
+            if any(name == raw.gatherer for name, _ in (*book.sources, *trades.vouchers)):
+                self.changed.add(ticker)
+                made += self._waited(book, book.started(raw, offset))
+                made += trades.started(raw, offset, self.window.latest_us(ticker), book.ended)
+        self.lives.gatherer(raw.gatherer).started_us = raw.recv_us
+        return made
 
     def _other(self, message: messages.Envelope) -> Sequence[Event]:
         if message.type in messages.REPLY_TYPES:

@@ -2,7 +2,7 @@
 
 A trade is unique by its id, whoever brings it and however late. That a trade is missing is known from the gatherers alone: a
 RESUME says that one vouches for the market's trades from then on, a BREAK that it does no longer. What nobody vouched for is a
-gap. A RESUME of the next generation that no BREAK came before (the gatherer was killed) is both.
+gap. A START, or a RESUME of the connection's next generation, that no BREAK came before (the gatherer was killed) is a BREAK too.
 """
 
 from collections import Counter, deque
@@ -48,7 +48,7 @@ class TradeWindow:
 
 
 class Voucher:
-    """A gatherer that vouches, or vouched last, for a market's trades: by which connection, since when."""
+    """A connection that vouches, or vouched last, for a market's trades: since when."""
 
     __slots__ = ("life", "since_us", "unread_us", "vouches")
 
@@ -56,14 +56,6 @@ class Voucher:
         """Make a voucher from the exchange time `since_us` on."""
         self.life, self.since_us, self.vouches = life, since_us, vouches
         self.unread_us = unread_us  # the time of the last trade that it could not read
-
-    def precedes(self, raw: RawFrame) -> bool:
-        """Return whether a record is of a later life of its gatherer in this market."""
-        return raw.generation > self.life.generation
-
-    def outlives(self, raw: RawFrame) -> bool:
-        """Return whether a record is of an earlier life: of the same connection for good, of another while this one vouches."""
-        return raw.generation < self.life.generation and (raw.connection == self.life.connection or self.vouches)
 
 
 class TradeLog:
@@ -76,7 +68,7 @@ class TradeLog:
         self.ticker = ticker
         self.tally = tally
         self._lives = lives
-        self.vouchers: dict[str, Voucher] = {}
+        self.vouchers: dict[tuple[str, int], Voucher] = {}  # by gatherer and connection
         self.since_us = 0  # up to this instant everything is vouched for or told as a gap
         self.until_us = 0  # up to this instant those who no longer vouch had delivered everything
         self.gap_start_us: int | None = None
@@ -84,28 +76,38 @@ class TradeLog:
 
     def broken(self, raw: RawFrame, offset: int, latest_us: int) -> list[Gap]:
         """Return the gap that a BREAK makes; `latest_us` is the market's latest trade."""
-        voucher = self.vouchers.get(raw.gatherer)
-        if voucher is None or not voucher.vouches or voucher.outlives(raw):
+        voucher = self.vouchers.get(raw[1:3])
+        if voucher is None or not voucher.vouches or voucher.life.generation > raw.generation:
             return []
+        if voucher.life.generation < raw.generation:
+            return self._killed([voucher], raw, offset, latest_us)
         voucher.vouches = False
-        if voucher.precedes(raw):
-            return self._lost(raw, offset, Cause.DISCONNECT, latest_us, voucher.life.newest_us - LAG_US)
+        if raw.detail == Cause.MOVED:
+            del self.vouchers[raw[1:3]]
         return self._lost(raw, offset, raw.detail, max(latest_us, raw.clock_us - LAG_US))
 
     def resumed(self, raw: RawFrame, offset: int, latest_us: int, ended: bool) -> list[Gap]:
         """Return the gaps that a RESUME makes or closes."""
-        voucher = self.vouchers.get(raw.gatherer)
-        made: list[Gap] = []
-        if voucher is not None:
-            if voucher.outlives(raw) or (voucher.vouches and not voucher.precedes(raw)):
-                return []
-            if voucher.vouches and not ended:
-                voucher.vouches = False
-                made = self._lost(raw, offset, Cause.DISCONNECT, latest_us, voucher.life.newest_us - LAG_US)
-        self.vouchers[raw.gatherer] = Voucher(self._lives.of(*raw[1:4]), raw.clock_us)
+        gatherer, connection, generation = raw[1:4]
+        before = [each for each in self.vouchers.values() if each.life.ended_by(gatherer, connection)]
+        newest = max((each.life.generation for each in before if each.vouches or each.life.connection == connection), default=0)
+        if newest > generation or any(each.vouches and each.life.generation == generation for each in before):
+            return []
+        made = [] if ended else self._killed(before, raw, offset, latest_us)
+        for each in before:
+            del self.vouchers[each.life.name[:2]]
+        self.vouchers[gatherer, connection] = Voucher(self._lives.of(gatherer, connection, generation), raw.clock_us)
         if self.gap_start_us is not None:
             made.append(self._close(raw, offset, raw.clock_us))
         self.since_us = max(self.since_us, min(each.since_us for each in self.vouchers.values() if each.vouches))
+        return made
+
+    def started(self, raw: RawFrame, offset: int, latest_us: int, ended: bool) -> list[Gap]:
+        """Return the gap that a gatherer's START makes: no connection of the process before it vouches any longer."""
+        before = [each for each in self.vouchers.values() if each.life.gatherer.name == raw.gatherer]
+        made = [] if ended else self._killed(before, raw, offset, latest_us)
+        for each in before:
+            del self.vouchers[each.life.name[:2]]
         return made
 
     def ended(self, raw: RawFrame, offset: int) -> list[Gap]:
@@ -117,7 +119,7 @@ class TradeLog:
 
         It is one only if nobody who vouches could read it.
         """
-        voucher = self.vouchers.get(raw.gatherer)
+        voucher = self.vouchers.get(raw[1:3])
         if voucher is None or self.gap_start_us is not None:
             return []
         voucher.unread_us = exchange_us
@@ -128,6 +130,13 @@ class TradeLog:
         start_us = exchange_us or max(self.since_us, raw.clock_us - LAG_US)
         opened = self._open(raw, offset, Cause.PARSE_FAILURE, start_us)
         return [opened, self._close(raw, offset, start_us + 1 if exchange_us else raw.clock_us)]
+
+    def _killed(self, vouchers: Sequence[Voucher], raw: RawFrame, offset: int, latest_us: int) -> list[Gap]:
+        """These ended without a word, perhaps long after their connections' last event."""
+        alive_us = [each.life.newest_us - LAG_US for each in vouchers if each.vouches]
+        for each in vouchers:
+            each.vouches = False
+        return self._lost(raw, offset, Cause.DISCONNECT, latest_us, max(alive_us)) if alive_us else []
 
     def _lost(self, raw: RawFrame, offset: int, cause: str, until_us: int, alive_us: int = 0) -> list[Gap]:
         """One vouches no longer: a gap, unless another did before it ended.
@@ -163,13 +172,10 @@ class TradeLog:
 
     def state(self) -> list[Any]:
         """Return what `restore` needs, as JSON can hold it."""
-        vouchers = [
-            (name, each.life.connection, each.life.generation, each.since_us, each.vouches, each.unread_us)
-            for name, each in self.vouchers.items()
-        ]
+        vouchers = [(*each.life.name, each.since_us, each.vouches, each.unread_us) for each in self.vouchers.values()]
         return [self.since_us, self.until_us, self.gap_start_us, self.gap_cause, vouchers]
 
     def restore(self, state: Sequence[Any]) -> None:
         """Become the log that gave this state."""
         self.since_us, self.until_us, self.gap_start_us, self.gap_cause, vouchers = state
-        self.vouchers = {each[0]: Voucher(self._lives.of(*each[:3]), *each[3:]) for each in vouchers}
+        self.vouchers = {(each[0], each[1]): Voucher(self._lives.of(*each[:3]), *each[3:]) for each in vouchers}

@@ -65,6 +65,10 @@ class Source:
     def broken(self, clock: int, channel: str = "orderbook_delta", cause: str = "disconnect") -> RawFrame:
         return self.raw("BREAK", channel, clock, detail=cause)
 
+    def started(self, clock: int) -> RawFrame:
+        key = f"@{self.gatherer}.0"
+        return RawFrame("START", self.gatherer, -1, 0, "", -1, -1, False, key, T0 + clock, T0 + clock, "", b"")
+
     def resumed(self, clock: int) -> RawFrame:
         return self.raw("RESUME", "trade", clock, sid=2)
 

@@ -153,6 +153,65 @@ def test_a_market_moves_to_a_later_connection_of_its_gatherer() -> None:
         assert brief(events)[1:] == [("gap", 2, 10 * S, "disconnect"), ("snapshot", 3, 31 * S, (10 * S, "disconnect"))]
 
 
+def handed_over(old: Source, new: Source, at: int) -> list[RawFrame]:
+    """A quiet market goes from one connection to another of its gatherer."""
+    raws = [old.started(1), old.resumed(2), *known(old), new.snapshot(11 * S, {4800: 1200, 4700: 100}, {5000: 300})]
+    raws += [new.resumed(11 * S), old.broken(at, cause="moved"), old.broken(at, "trade", cause="moved")]
+    return [*raws, new.delta(at + S, "yes", 4800, 1)]
+
+
+def test_a_market_handed_over_to_another_connection_has_no_gap() -> None:
+    old, new = Source(), Source(connection=4, generation=T0 + S)
+    assert [kind for kind, *_ in brief(receive(*handed_over(old, new, 22 * S)))] == ["snapshot", "delta"]
+
+
+def test_a_market_let_go_of_before_it_is_proved_to_be_elsewhere_has_a_gap() -> None:
+    old, new = Source(), Source(connection=4, generation=T0 + S)
+    assert brief(receive(*handed_over(old, new, 12 * S)))[1:] == [
+        ("gap", 2, 10 * S, "moved"),
+        ("snapshot", 3, 11 * S, (10 * S, "moved")),
+        ("trade gap", 2 * S, None, "moved"),
+        ("trade gap", 2 * S, 11 * S, "moved"),
+        ("delta", 4, 13 * S, (0, 4800, 1)),
+    ]
+
+
+def test_a_market_let_go_of_before_another_connection_has_it_has_a_gap() -> None:
+    old, new = Source(), Source(connection=4, generation=T0 + S)
+    raws = [old.started(1), *known(old), old.broken(22 * S, cause="moved"), new.snapshot(23 * S, {1: 1}, {})]
+    assert brief(receive(*raws))[1:] == [("gap", 2, 12 * S, "moved"), ("snapshot", 3, 23 * S, (12 * S, "moved"))]
+
+
+def test_two_connections_of_a_gatherer_are_two_sources() -> None:
+    old, new = Source(), Source(connection=4, generation=T0 + S)
+    raws = [old.started(1), *known(old), new.snapshot(11 * S, {4800: 1200, 4700: 100}, {5000: 300})]
+    for at in (12 * S, 13 * S):
+        raws += [each.delta(at, "yes", 4800, 1) for each in (new, old)]
+    raws += [new.broken(14 * S), old.delta(15 * S, "yes", 4800, 1)]
+    assert [kind for kind, *_ in brief(receive(*raws))] == ["snapshot", "delta", "delta", "delta"]
+
+
+def test_a_new_process_of_a_gatherer_ends_all_that_the_one_before_had() -> None:
+    a, b = Source(), Source(connection=4, generation=T0 + S, ticker="KXOTHER")
+    raws = [a.started(1), *known(a), a.resumed(11 * S), b.snapshot(12 * S, {1: 1}, {}), a.started(60 * S), *known(a, 70 * S)]
+    events = receive(*raws)
+    assert brief(events)[2:] == [
+        ("gap", 2, 12 * S, "disconnect"),
+        ("gap", 2, 10 * S, "disconnect"),
+        ("trade gap", 11 * S, None, "disconnect"),
+        ("snapshot", 3, 70 * S, (10 * S, "disconnect")),
+    ]
+
+
+def test_what_comes_again_is_no_content() -> None:
+    g = Source()
+    raws = [*known(g), g.delta(11 * S, "yes", 4800, 1), g.delta(11 * S, "yes", 4800, 1), g.broken(12 * S)]
+    raws += [g.snapshot(13 * S, {1: 1}, {}), g.delta(14 * S, "yes", 1, 1)]
+    once = receive(*raws)
+    for start in range(len(raws)):
+        assert receive(*raws, *raws[start:]) == once
+
+
 def test_another_gatherer_waits_while_the_leader_is_whole_and_ends_a_gap() -> None:
     a, b = Source(), Source(gatherer="g2", generation=T0 + 40 * S)
     events = receive(
@@ -190,8 +249,9 @@ def test_a_negative_level_is_corruption_and_no_clamp() -> None:
 )
 def test_content_that_does_not_parse_is_a_gap_from_its_own_time(msg: dict[str, object], start: int) -> None:
     g = Source()
+    before = known(g)
     bad = g.frame("orderbook_delta", 16 * S, {"type": "orderbook_delta", "msg": {"market_ticker": TICKER, **msg}})
-    assert brief(receive(*known(g), bad))[1:] == [("gap", 2, start, "parse_failure")]
+    assert brief(receive(*before, bad))[1:] == [("gap", 2, start, "parse_failure")]
 
 
 def test_a_price_off_the_grid_is_applied_and_told() -> None:
