@@ -13,6 +13,9 @@ from typing import Final, NamedTuple
 BOOK, TRADES, TICKERS, LIFECYCLE = "orderbook_delta", "trade", "ticker", "market_lifecycle_v2"
 """The exchange's channel names, which our events carry as `channel`."""
 
+EVENT, SERIES, AUDIT = "event", "series", "orderbook"
+"""What a REST record holds: our words for it, in place of a channel; "" for a market's definition."""
+
 Level = tuple[int, int]
 """(price, size)"""
 
@@ -24,7 +27,7 @@ class RawKind(StrEnum):
     STALE = "STALE"  # a frame whose seq its sid had already passed: kept, never applied
     BREAK = "BREAK"  # from here on the connection cannot vouch for this market on this channel; `detail` is the cause
     RESUME = "RESUME"  # trades only (a book resumes by its snapshot): vouched for again from `clock_us` on
-    REST = "REST"  # a REST body, verbatim; `detail` is the request path
+    REST = "REST"  # an object of a REST body; `channel` says which kind, `detail` is the request path
     START = "START"  # a gatherer's process begins: whatever an earlier one said in this partition, and left unended, is over
 
 
@@ -194,8 +197,8 @@ class Lifecycle(NamedTuple):
     """kalshi.lifecycle.v1: something happened to a market's (or event's) definition.
 
     `event_type` is the exchange's word (created, activated, …, settled), its message type where it has none
-    (event_lifecycle, event_fee_update), or "market" for a definition read by REST. `body` is the JSON as sent: the frame's
-    `msg`, or the REST market object.
+    (event_lifecycle, event_fee_update), or "market", "event" or "series" for a definition read by REST: then `market_ticker` is
+    the ticker of that. `body` is the JSON as sent: the frame's `msg`, or the REST object.
     """
 
     market_ticker: str

@@ -1,14 +1,14 @@
 """The registry on disk, so that a restart asks the exchange only for what has changed since.
 
-A file of JSON lines: what it is of, the markets (`Registry.dump`), and a CRC-32 of all before. One that is cut, altered, of
+A file of JSON lines: what it is of, what is known (`Registry.dump`), and a CRC-32 of all before. One that is cut, altered, of
 another exchange or of another version is no file: the whole list is read again, and nothing else is lost.
 """
 
 import asyncio
 import os
 import zlib
-from collections.abc import Awaitable, Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -17,19 +17,23 @@ import structlog
 
 from services.ingest.registry import Registry
 
-VERSION: Final = 1
+VERSION: Final = 2
 
 _log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """What a registry covers: all markets of these statuses as the exchange had them at `since_s` (its clock, Unix seconds)."""
+    """What a registry covers: all markets of these statuses as the exchange had them at `since_s` (its clock, Unix seconds).
+
+    `families` is the same instant of the events and of the series, by channel, where they were read.
+    """
 
     exchange: str
     statuses: tuple[str, ...]
     since_s: int
     full_took: float = 0.0  # seconds that reading the whole list took, by the last time
+    families: Mapping[str, int] = field(default_factory=dict)
 
 
 async def save(path: Path, extent: Extent, registry: Registry, published: Callable[[], Awaitable[None]]) -> None:

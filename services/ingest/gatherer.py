@@ -23,6 +23,7 @@ from kalshibook_core.wire.events import BOOK, Cause, RawFrame, RawKind
 from services.ingest import catalogue
 from services.ingest.catalogue import Extent
 from services.ingest.connection import Connection
+from services.ingest.families import Families
 from services.ingest.outbox import Outbox
 from services.ingest.pace import backoff
 from services.ingest.plan import Changes, Limits, Plan
@@ -70,6 +71,7 @@ class Gatherer:
         """Make a gatherer that knows no market and has no connection."""
         self.connections: dict[int, Connection] = {}
         self.registry = Registry()
+        self._families: Families | None = None
         self._extent = Extent(settings.rest_url, settings.statuses, 0)
         self._settings = settings
         self._outbox = outbox
@@ -130,9 +132,13 @@ class Gatherer:
                 _log.info("registry_restored", markets=len(self.registry.markets))
                 self._changed.set()
         self._say_started()
+        self._families = Families(
+            self._settings, self._rest, self.registry, self._extent.families, self._publish, self._outbox.room, self._tell
+        )
         async with asyncio.TaskGroup() as self._tasks:
             self._connect(self._ears)
-            background = [self._tasks.create_task(part) for part in (self._steer(), self._sync(), self._look_up())]
+            parts = (self._steer(), self._sync(), self._look_up(), self._families.run())
+            background = [self._tasks.create_task(part) for part in parts]
             await stop.wait()
             for task in background:
                 task.cancel()
@@ -284,6 +290,8 @@ class Gatherer:
         for event in events:
             if self.registry.hear(event, clock.now_us()):
                 self._lookups[event.market_ticker] = (0.0, 0)
+            elif self._families is not None:
+                self._families.stir()
         self._asked.set()
         asyncio.get_running_loop().call_later(0.1, self._changed.set)
         self._changed.set()
@@ -310,7 +318,8 @@ class Gatherer:
             else:
                 whole = await self._list(number, min_updated_ts=str(self._extent.since_s - MARGIN_S))
             if whole:
-                self._extent = Extent(self._settings.rest_url, self._settings.statuses, since_s, took)
+                families = dict(self._families.since_s) if self._families is not None else {}
+                self._extent = Extent(self._settings.rest_url, self._settings.statuses, since_s, took, families)
                 if self._settings.registry is not None:
                     await catalogue.save(self._settings.registry, self._extent, self.registry, self._outbox.safe)
             self._asked.set()
@@ -387,17 +396,17 @@ class Gatherer:
                 continue
             seen.add(body["ticker"])
             if news is not None:
-                self._publish(answer, *news)
+                self._publish(answer, "", *news)
             if not known and body.get("status") == "active":
                 self._say_late(answer, body)
         self._changed.set()
         await self._outbox.room()
         return seen
 
-    def _publish(self, answer: Answer, ticker: str, payload: bytes) -> None:
+    def _publish(self, answer: Answer, channel: str, ticker: str, payload: bytes) -> None:
         self._counts["rest_records"] += 1
         clock_us = answer.at_us + (answer.skew_us or 0)
-        self._add(RawKind.REST, "", ticker, answer.at_us, clock_us, answer.path, payload)
+        self._add(RawKind.REST, channel, ticker, answer.at_us, clock_us, answer.path, payload)
 
     def _say_late(self, answer: Answer, body: dict[str, Any]) -> None:
         """A market that trades already is heard of only now: what its book was since it opened, nobody here has seen.

@@ -1,5 +1,7 @@
 """Which markets there are, as told by REST and by lifecycle frames, and which of them are to be captured. No I/O.
 
+Of events and series, which markets belong to, it only knows what was said last (`families`).
+
 Made for a million of them: a market is a few words (its definition travels on verbatim, only a digest of it stays), and a change
 costs what that market costs: `stirred` names those whose `rank` may be another than before, whether something was said of them
 or their time has come. Bounded by the exchange's own number of markets: one that has ended is forgotten after `FORGET_US`.
@@ -16,6 +18,7 @@ import orjson
 
 from kalshibook_core.kalshi import markets
 from kalshibook_core.kalshi.messages import Lifecycle
+from kalshibook_core.wire.events import EVENT, SERIES
 
 LINGER_US: Final = 30_000_000
 """A market stays subscribed for so long after it was determined: its last, empty snapshots come late (13 s was seen)."""
@@ -28,6 +31,11 @@ FORGET_US: Final = 3_600_000_000
 Rank = tuple[bool, int, int]
 """The lowest first: active ones, then by what happens soonest, then by volume, which counts by its doublings: where there are
 more markets than places, a few more contracts are no reason to give a market up for another."""
+
+
+def digest_of(payload: bytes) -> int:
+    """Return what a definition is recognised by."""
+    return int.from_bytes(hashlib.blake2b(payload, digest_size=8).digest())
 
 
 @dataclass(slots=True)
@@ -51,6 +59,7 @@ class Registry:
     def __init__(self) -> None:
         """Know nothing."""
         self.markets: dict[str, Known] = {}
+        self.families: dict[str, dict[str, int]] = {EVENT: {}, SERIES: {}}  # a digest of each definition
         self._stirred: dict[str, None] = {}
         self._later: list[tuple[int, str]] = []  # a heap: when to look at a market again
 
@@ -60,7 +69,7 @@ class Registry:
         known = self._known(market.ticker, now_us)
         known.listed = max(known.listed, listed)
         payload = orjson.dumps(body)
-        digest = int.from_bytes(hashlib.blake2b(payload, digest_size=8).digest())
+        digest = digest_of(payload)
         if known.skew_us is None:
             known.skew_us = skew_us
         elif digest == known.digest:
@@ -146,7 +155,7 @@ class Registry:
     # On disk.
 
     def dump(self, lines: int = 5000) -> Iterator[bytes]:
-        """Yield all markets as JSON lines, so many at a time; what changes meanwhile is in it or not."""
+        """Yield everything as JSON lines, so many at a time; what changes meanwhile is in it or not."""
         tickers = list(self.markets)
         for start in range(0, len(tickers), lines):
             rows = ((ticker, self.markets.get(ticker)) for ticker in tickers[start : start + lines])
@@ -155,10 +164,19 @@ class Registry:
                 for t, k in rows
                 if k is not None
             )
+        for channel, digests in self.families.items():
+            digested = list(digests.items())
+            for start in range(0, len(digested), lines):
+                yield b"".join(orjson.dumps([channel, *each]) + b"\n" for each in digested[start : start + lines])
 
     def load(self, line: bytes) -> None:
-        """Take one line of `dump`. Raises ValueError."""
-        ticker, since_us, status, occurrence_us, volume, digest, ended_us, settled = orjson.loads(line)
+        """Take one line of `dump`. Raises ValueError or KeyError."""
+        said = orjson.loads(line)
+        if len(said) == _FAMILY_FIELDS:
+            channel, ticker, digest = said
+            self.families[channel][ticker] = digest
+            return
+        ticker, since_us, status, occurrence_us, volume, digest, ended_us, settled = said
         known = Known(since_us, sys.intern(status), occurrence_us, volume, None, digest, ended_us, settled)
         self.markets[ticker] = known
         self._stirred[ticker] = None
@@ -183,3 +201,4 @@ class Registry:
 
 
 _NEVER_US: Final = 2**62
+_FAMILY_FIELDS: Final = 3

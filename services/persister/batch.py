@@ -54,6 +54,7 @@ class Batch:
         self.checkpoints: list[events.Checkpoint] = []
         self.lifecycle: list[events.Lifecycle] = []
         self.market_changes: dict[str, market.MarketChange] = {}
+        self.families: dict[str, dict[str, market.Family]] = {events.EVENT: {}, events.SERIES: {}}
         self.rows = 0
         self.unreadable = 0
         self._add: dict[type, Callable[[Any], None]] = {
@@ -96,7 +97,10 @@ class Batch:
 
     def _add_lifecycle(self, event: events.Lifecycle) -> None:
         change = market.change(event)  # first, because it raises where the body is no JSON object
+        family = market.family(event)
         self.lifecycle.append(event)
+        if family is not None:
+            self.families[event.event_type][family.ticker] = family
         if change is not None:
             known = self.market_changes.get(change.ticker)
             self.market_changes[change.ticker] = change if known is None else market.later(known, change)

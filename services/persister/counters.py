@@ -51,4 +51,4 @@ class Counters:
         }
 
 
-TABLES = ("book_events", "trades", "tickers", "lifecycle", "checkpoints", "gaps", "markets")
+TABLES = ("book_events", "trades", "tickers", "lifecycle", "checkpoints", "gaps", "markets", "events", "series")

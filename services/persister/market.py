@@ -1,4 +1,4 @@
-"""What a lifecycle event says about a market's row: pure, from the JSON as sent to columns.
+"""What a lifecycle event says about the row of a market, an event or a series: pure, from the JSON as sent to columns.
 
 A column the body does not speak of is None and stays as it is in the table.
 """
@@ -8,10 +8,11 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 
+from kalshibook_core.wire import events
 from kalshibook_core.wire.events import Lifecycle
 
-EVENT_LEVEL: Final = frozenset({"event_lifecycle", "event_fee_update"})
-"""Message types that speak of an event and name no market (Kalshi docs, market_lifecycle_v2)."""
+EVENT_LEVEL: Final = frozenset({"event_lifecycle", "event_fee_update", events.EVENT, events.SERIES})
+"""What speaks of no market: message types (Kalshi docs, market_lifecycle_v2), and our words for REST's definitions."""
 
 _STATUS: Final = {
     "created": "initialized",
@@ -41,11 +42,29 @@ class MarketChange(NamedTuple):
     body: str | None
 
 
+class Family(NamedTuple):
+    """A row of the tables events or series."""
+
+    ticker: str
+    series_ticker: str | None
+    title: str | None
+    category: str | None
+    updated_us: int
+    body: str
+
+
+def family(event: Lifecycle) -> Family | None:
+    """Return the definition of an event or a series that it is; None if it is none. Raise ValueError as `change` does."""
+    if event.event_type not in (events.EVENT, events.SERIES):
+        return None
+    body = _object(event)
+    series, title, category = (_text(body.get(name)) for name in ("series_ticker", "title", "category"))
+    return Family(event.market_ticker, series, title, category, event.recv_us, event.body.decode())
+
+
 def change(event: Lifecycle) -> MarketChange | None:
     """Return what the event changes; None if it is about no market. Raise ValueError if its body is not a JSON object."""
-    body = orjson.loads(event.body)
-    if not isinstance(body, dict):
-        raise ValueError("the body of a lifecycle event is not a JSON object")
+    body = _object(event)
     if event.event_type in EVENT_LEVEL or not event.market_ticker or event.market_ticker.startswith("@"):
         return None
     return _from_rest(event, body) if event.event_type == "market" else _from_frame(event, body)
@@ -92,6 +111,13 @@ def _from_frame(event: Lifecycle, body: dict[str, Any]) -> MarketChange:
         event.recv_us,
         None,
     )
+
+
+def _object(event: Lifecycle) -> dict[str, Any]:
+    body = orjson.loads(event.body)
+    if not isinstance(body, dict):
+        raise ValueError("the body of a lifecycle event is not a JSON object")
+    return body
 
 
 def _text(value: object) -> str | None:

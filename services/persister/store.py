@@ -11,6 +11,7 @@ import asyncpg
 
 from kalshibook_core.postgres import partitions
 from kalshibook_core.postgres.pool import UNREACHABLE
+from kalshibook_core.wire.events import EVENT, SERIES
 from services.persister import batch as batches
 from services.persister.batch import Batch, Row, Source
 
@@ -61,6 +62,20 @@ _CHECKPOINTS: Final = """
 INSERT INTO checkpoints (effective_us, checksum, gap_start_us, market_id, version, gap_cause, levels)
 SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::int[], $5::int[], $6::text[], $7::bytea[])
 ON CONFLICT DO NOTHING"""
+
+_EVENTS: Final = """
+INSERT INTO events AS e (ticker, series_ticker, title, category, updated_us, body)
+SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::bigint[], $6::json[])
+ON CONFLICT (ticker) DO UPDATE SET series_ticker = excluded.series_ticker, title = excluded.title, category = excluded.category,
+    updated_us = excluded.updated_us, body = excluded.body"""
+
+_SERIES: Final = """
+INSERT INTO series AS s (ticker, title, category, updated_us, body)
+SELECT ticker, title, category, updated_us, body
+FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::bigint[], $6::json[])
+    AS told (ticker, series_ticker, title, category, updated_us, body)
+ON CONFLICT (ticker) DO UPDATE SET title = excluded.title, category = excluded.category, updated_us = excluded.updated_us,
+    body = excluded.body"""
 
 _GAPS: Final = """
 INSERT INTO gaps AS g (market_id, channel, start_us, end_us, cause, opened_version)
@@ -164,6 +179,8 @@ async def _insert(connection: Any, batch: Batch, ids: Mapping[str, int]) -> dict
     await copy("lifecycle", batches.LIFECYCLE_COLUMNS, batch.lifecycle_rows(ids), len(batch.lifecycle))
     await insert("trades", _TRADES, batch.trade_rows(ids))
     await insert("checkpoints", _CHECKPOINTS, batch.checkpoint_rows(ids))
+    await insert("events", _EVENTS, sorted(batch.families[EVENT].values()))
+    await insert("series", _SERIES, sorted(batch.families[SERIES].values()))
     await insert("gaps", _GAPS, [(ids[g.ticker], *g[1:]) for g in batch.gap_rows.values()])
     if batch.market_changes:
         await connection.executemany(

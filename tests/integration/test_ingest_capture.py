@@ -154,7 +154,7 @@ async def test_what_was_sent_is_in_the_topic(cluster: Cluster, tmp_path: Path) -
     assert (one.gatherer, one.connection, one.yes_price, one.detail) == ("g1", 0, False, "")
     assert all(r.clock_us >= messages.envelope(r.payload).exchange_us for r in capture.of("FRAME"))
     # What was trading when it was heard of says before its first book since when nobody had seen it; what was not says nothing.
-    rest = [r for r in capture.records if r.kind == "REST"]
+    rest = [r for r in capture.records if r.kind == "REST" and not r.channel]
     for ticker in tickers:
         mine = [r for r in capture.records if r.market_ticker == ticker and r.channel == BOOK]
         heard = orjson.loads(next(r.payload for r in rest if r.market_ticker == ticker))

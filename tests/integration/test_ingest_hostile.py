@@ -47,7 +47,7 @@ class Hostile:
     sockets: list[ServerConnection] = field(default_factory=list)
 
     def request(self, socket: ServerConnection, request: Request) -> Response | None:
-        if "/markets" in request.path:
+        if "/ws/" not in request.path:
             return self._rest(request)
         self.handshakes += 1
         if self.mood == "refuses":
@@ -62,7 +62,8 @@ class Hostile:
         self.pages += 1
         headers = Headers({"Date": self._date()})
         rows = [{"ticker": ticker, "status": "active"} for ticker in MARKETS]
-        body = orjson.dumps({"cursor": f"page {self.pages}" if self.mood == "lists without end" else "", "markets": rows})
+        cursor = f"page {self.pages}" if self.mood == "lists without end" else ""
+        body = orjson.dumps({"cursor": cursor, "markets": rows, "events": [{"event_ticker": "KXDOG-26AUG1"}], "series": [7]})
         if self.mood == "answers a bomb":
             packer = zlib.compressobj(wbits=31)
             body = b"".join([packer.compress(b" " * MEGABYTE) for _ in range(400)] + [packer.flush()])
@@ -208,7 +209,7 @@ async def gathering(cluster: Cluster, folder: Path, health_port: int, mood: str,
         ("sends the unasked", {}, lambda c: c["unasked_total"] >= 20_000),
         ("refuses", {}, lambda c: c["handshakes_failed_total"] > 3 and "KALSHI_API_KEY_ID is unknown" in c["trouble"]),
         ("an hour off", {}, lambda c: abs(c["clock_skew_seconds"] - 3600) < 2),
-        ("lists without end", {"reconcile_seconds": 1}, lambda c: c["rest_endless_total"] > 0),
+        ("lists without end", {"reconcile_seconds": 1}, lambda c: c["rest_endless_total"] > 2),
         ("answers a bomb", {}, lambda c: c["rest_retries_total"] > 2),
     ],
 )

@@ -50,6 +50,15 @@ async def test_a_connection_is_renewed_without_a_gap(cluster: Cluster, tmp_path:
         )
         capture.exchange.pause()
         truths = {ticker: capture.exchange.truth(ticker) for ticker in markets}
+
+        def received(ticker: str) -> bool:
+            last_us = max(event["ts_us"] or 0 for event in truths[ticker] if event["sent"] and event["type"] == "delta")
+            trades = {event["trade_id"] for event in truths[ticker] if event["sent"] and event["type"] == "trade"}
+            mine = (r for r in reversed(capture.of("FRAME")) if r.market_ticker == ticker and b"price_dollars" in r.payload)
+            seen_us = messages.envelope(next(mine).payload).exchange_us
+            return seen_us >= last_us and {frame["msg"]["trade_id"] for frame in capture.frames(ticker, TRADE)} >= trades
+
+        await capture.until(lambda: all(map(received, markets)), "everything sent")  # else the drain leaves some in the socket
     assert not broken(capture, "upstream_sequence_gap") and not capture.of("STALE") and not capture.of("STALE", TRADE)
     for ticker, truth in truths.items():
         assert_handed_over(capture, ticker, BOOK)

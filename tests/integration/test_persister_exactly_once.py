@@ -280,6 +280,8 @@ async def test_every_topic_arrives_in_its_table(cluster, connection, persister):
         b'{"ticker":"KXTEST-A.B","event_ticker":"KXTEST-A","title":"A\\u0000B?","status":"active",'
         b'"open_time":"2021-03-01T00:00:00.5Z"}'
     )
+    event = b'{"event_ticker":"KXTEST-A","series_ticker":"KXTEST","title":"New","category":"Tests"}'
+    series = b'{"ticker":"KXTEST","title":"A test"}'
     stream: list[Event] = [
         *book,
         checkpoint,
@@ -296,6 +298,9 @@ async def test_every_topic_arrives_in_its_table(cluster, connection, persister):
         ),
         lifecycle("KXTEST-A", "event_lifecycle", at + 3, b'{"event_ticker":"KXTEST-A"}'),
         lifecycle("KXTEST-A.B", "created", at + 4, b"not json"),
+        lifecycle("KXTEST-A", "event", at + 5, b'{"event_ticker":"KXTEST-A","series_ticker":"KXTEST","title":"Old"}'),
+        lifecycle("KXTEST-A", "event", at + 6, event),
+        lifecycle("KXTEST", "series", at + 7, series),
     ]
     await produce(cluster, stream)
     async with Producer(cluster) as producer:
@@ -333,7 +338,13 @@ async def test_every_topic_arrives_in_its_table(cluster, connection, persister):
     told = await connection.fetch("SELECT market_id, event_type FROM lifecycle ORDER BY recv_us")
     assert [tuple(r) for r in told] == [
         *[(ids["KXTEST-A.B"], kind) for kind in ("market", "determined", "settled")],
-        (None, "event_lifecycle"),
+        *[(None, kind) for kind in ("event_lifecycle", "event", "event", "series")],
+    ]
+    assert [tuple(r) for r in await connection.fetch("SELECT * FROM events")] == [
+        (at + 6, "KXTEST-A", "KXTEST", "New", "Tests", event.decode())
+    ]
+    assert [tuple(r) for r in await connection.fetch("SELECT * FROM series")] == [
+        (at + 7, "KXTEST", "A test", None, series.decode())
     ]
     for table in ("book_events", "tickers", "checkpoints"):
         assert await connection.fetchval(f"SELECT count(*) FROM {table}_default") == 0

@@ -10,7 +10,7 @@ from services.ingest.catalogue import Extent
 from services.ingest.registry import LINGER_US, Registry
 
 NOW = 1_785_901_540_000_000
-EXTENT = Extent("http://exchange/v2", ("open", "unopened"), 1_785_901_540, 2.5)
+EXTENT = Extent("http://exchange/v2", ("open", "unopened"), 1_785_901_540, 2.5, {"event": 1_785_901_539})
 
 
 def filled() -> Registry:
@@ -18,6 +18,7 @@ def filled() -> Registry:
     for n in range(12):
         registry.read({"ticker": f"KXDOG-{n}", "status": ("active", "closed")[n % 2], "volume_fp": f"{n}.00"}, 5, NOW)
     registry.hear(Lifecycle("KXDOG-3", "settled", {}), NOW)
+    registry.families["event"]["KXDOG"] = 2**64 - 1
     return registry
 
 
@@ -31,7 +32,7 @@ async def test_a_restart_knows_what_was_known(tmp_path: Path) -> None:
     found = catalogue.load(path, EXTENT.exchange, EXTENT.statuses)
     assert found is not None
     after, extent = found
-    assert extent == EXTENT and after.markets.keys() == before.markets.keys()
+    assert extent == EXTENT and after.markets.keys() == before.markets.keys() and after.families == before.families
     assert after.stirred(NOW) == list(before.markets)
     later = NOW + 1_000_000
     assert all(after.rank(ticker, later) == before.rank(ticker, later) for ticker in before.markets)
