@@ -31,6 +31,7 @@ def status(home: Path, as_json: bool) -> None:
       services     name -> pid, state, restarts, counters
       recording    done, frames, events (null: none is played)
       gaps         list of market_ticker, start, end, cause: where a book is not known; trade_gaps: the same for trades
+      faults       of --faults SEED: injected and labelled by gatherer, gaps and trade_gaps by cause (null: none asked for)
     """
     from kalshibook_tools.supervisor.home import Home
 
@@ -93,6 +94,7 @@ def reset(home: Path, yes: bool) -> None:
 
 
 def _text(state: dict[str, Any]) -> str:
+    from kalshibook_tools.supervisor import faults
     from kalshibook_tools.supervisor.screen import table
 
     rows = []
@@ -106,6 +108,8 @@ def _text(state: dict[str, Any]) -> str:
         lines.append(
             f"recording: {played['frames']:,} frames, {played['events']:,} events, {'done' if played['done'] else 'playing'}"
         )
+    if told := state["faults"]:
+        lines.append(faults.line(told))
     lines.append(f"gaps: {len(state['gaps'])} of books, {len(state['trade_gaps'])} of trades")
     lines += [f"  {gap['market_ticker']}  {gap['start']} - {gap['end'] or 'now'}  {gap['cause']}" for gap in state["gaps"][-10:]]
     return "\n".join(line for line in lines if line)

@@ -44,6 +44,9 @@ class _Speed(click.ParamType[str]):
 @click.option("--env", "exchange", type=click.Choice(["demo", "prod"]), help="Which Kalshi, given credentials.  [default: demo]")
 @click.option("--gateway-port", type=click.IntRange(1, 65535), help="The API's port.  [default: as before, 8420, or a free one]")
 @click.option("--simulator-port", type=click.IntRange(1, 65535), help="The simulator's port.  [default: as before or a free one]")
+@click.option("--gatherers", type=click.IntRange(1, 5), default=1, show_default=True, help="How many capture every market.")
+@click.option("--faults", type=int, metavar="SEED", help="Have the simulator hurt each gatherer on a schedule of this seed.")
+@click.option("--faults-overlap", is_flag=True, help="Hurt several or all of them at once: what all lose must be a gap.")
 @click.option("--markets", type=click.IntRange(1), help="How many markets the simulator generates.")
 @click.option("--rate", type=_Speed(), help="Their frames a second, all together, or `max`.")
 @click.option("--seed", type=int, help="The seed they are generated from.")
@@ -60,6 +63,9 @@ def up(
     exchange: str | None,
     gateway_port: int | None,
     simulator_port: int | None,
+    gatherers: int,
+    faults: int | None,
+    faults_overlap: bool,
     markets: int | None,
     rate: str | None,
     seed: int | None,
@@ -78,6 +84,7 @@ def up(
       kb up                                          a simulated exchange, until Ctrl-C
       kb up --recording frames/ --speed max          play recorded frames, end when all can be read back
       kb up --recording day.ndjson.gz --speed 60 --keep-running
+      kb up --recording frames/ --speed max --gatherers 3 --faults 7     the same books, whatever happens to each
       kb up --detach; kb status; kb down
       KALSHI_API_KEY_ID=… KALSHI_PRIVATE_KEY_PATH=key.pem kb up --env prod
     """
@@ -98,6 +105,10 @@ def up(
         fail("--env needs KALSHI_API_KEY_ID and KALSHI_PRIVATE_KEY_PATH, and no --recording", 2)
     if keep_running and not recordings:
         fail("--keep-running goes with --recording; without one, kb up runs until Ctrl-C anyway", 2)
+    if faults is not None and given and not recordings:
+        fail("--faults is for the simulator: nobody hurts the real exchange's connections; unset KALSHI_API_KEY_ID", 2)
+    if faults_overlap and faults is None:
+        fail("--faults-overlap goes with --faults SEED", 2)
     asked = {"markets": markets, "rate": rate, "seed": seed}
     options = Options(
         home=Home(home.resolve()),
@@ -107,6 +118,9 @@ def up(
         exchange=(exchange or "demo") if given and not recordings else None,
         gateway_port=gateway_port,
         simulator_port=simulator_port,
+        gatherers=gatherers,
+        faults=faults,
+        faults_overlap=faults_overlap,
         generator={name: value for name, value in asked.items() if value is not None},
         external=External(kafka, postgres, redis),
         env=env,

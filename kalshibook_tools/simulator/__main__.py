@@ -10,6 +10,7 @@ import orjson
 
 from kalshibook_core.runtime import logs
 from kalshibook_tools.simulator import Config, UnreadableRecording, serve
+from kalshibook_tools.simulator.keys import KEY_IDS
 
 
 def _new_event_loop() -> asyncio.AbstractEventLoop:
@@ -48,8 +49,16 @@ def _or_max(_ctx: click.Context, parameter: click.Parameter, value: str) -> floa
     help="Replay speed; max: as fast as the clients read.  [default: 1]",
 )
 @click.option(
-    "--gatherers", default=1, show_default=True, help="How many subscriptions each recorded market and channel waits for."
+    "--gatherers",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1, len(KEY_IDS)),
+    help="How many clients, each with its own key id, a recorded market waits for.",
 )
+@click.option(
+    "--faults", type=int, metavar="SEED", help="Hurt each gatherer in its turn: drop, duplicate, reset, error 25, delay."
+)
+@click.option("--faults-overlap", is_flag=True, help="Hurt several or all of them at once.")
 @click.option("--markets", default=200, show_default=True, help="Generated: how many markets.")
 @click.option(
     "--rate",
@@ -77,6 +86,8 @@ def command(
     recordings: tuple[Path, ...],
     speed: float | None,
     gatherers: int,
+    faults: int | None,
+    faults_overlap: bool,
     markets: int,
     rate: float | None,
     seed: int,
@@ -93,7 +104,8 @@ def command(
     with trades, odd sizes and sub-cent prices. With --recording it plays recorded frames byte for byte (only sid and seq are
     renumbered), each as soon as the subscription that it answers is there, so a client misses nothing at any speed.
 
-    It prints one JSON object with ws_url, rest_url, control_url, key_id and private_key_path, and serves until SIGINT or SIGTERM.
+    It prints one JSON object with ws_url, rest_url, control_url, key_id, key_ids (one a client) and private_key_path, and serves
+    until SIGINT or SIGTERM.
 
     \b
     Try:
@@ -122,6 +134,8 @@ def command(
         recordings=recordings,
         speed=speed,
         gatherers=gatherers,
+        faults=faults,
+        faults_overlap=faults_overlap,
         markets=markets,
         rate=rate,
         seed=seed,
@@ -149,6 +163,7 @@ async def _run(config: Config, info_file: Path | None) -> None:
             "rest_url": exchange.rest_url,
             "control_url": exchange.control_url,
             "key_id": exchange.key_id,
+            "key_ids": exchange.key_ids,
             "private_key_path": str(exchange.private_key_path.absolute()),
             "pid": os.getpid(),
         }

@@ -5,7 +5,7 @@
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from typing import Any
 
 from kalshibook_core.orderbook import YES, CorruptBook
@@ -22,9 +22,16 @@ RECENT_TRADES = 10_000
 class Exchange:
     """All markets, and the index of who subscribed to what."""
 
-    def __init__(self, *, clock_us: Callable[[], int], source: str, truth_limit: int) -> None:
-        """`clock_us` is the simulated exchange's own clock; `truth_limit` true events are kept for each market."""
+    def __init__(self, *, clock_us: Callable[[], int], source: str, truth_limit: int, clients: int = 1) -> None:
+        """`clock_us` is the simulated exchange's own clock; `truth_limit` true events are kept for each market.
+
+        `clients` is how many are to hear each market; those that are `away` are not waited for.
+        """
         self.clock_us = clock_us
+        self.clients = frozenset(range(1, clients + 1))
+        self.away: set[int] = set()
+        self.newest_us = dict.fromkeys((BOOK, TRADE), 0)  # the latest timestamp of an event, by channel
+        self.begun_us = 0  # when somebody was last sent the book that a market begins with, for all or for him
         self.source = source
         self.markets: dict[str, Market] = {}
         self.faults = Faults()
@@ -38,7 +45,7 @@ class Exchange:
         self._truth_limit = truth_limit
         self._by_ticker: dict[str, dict[str, list[Subscription]]] = {}
         self._of_all: dict[str, list[Subscription]] = {}
-        self._let_go: set[tuple[str, str]] = set()
+        self._let_go: set[tuple[int, str, str]] = set()
 
     # -- what a connection's subscriptions ask and tell ----------------------------------------------------------
 
@@ -58,14 +65,16 @@ class Exchange:
         """Let the subscription hear this market (None: all)."""
         self._audience(subscription.channel, ticker).append(subscription)
         if ticker is not None:
-            self._let_go.discard((subscription.channel, ticker))
+            if subscription.channel in self.newest_us:
+                self.begun_us = self.clock_us()
+            self._let_go.discard((subscription.connection.client, subscription.channel, ticker))
         self.on_subscribed()
 
     def left(self, subscription: Subscription, ticker: str | None, *, asked: bool) -> None:
         """It does not hear it any more. If it asked for that, nobody waits for it to come back."""
         self._audience(subscription.channel, ticker).remove(subscription)
         if asked and ticker is not None:
-            self._let_go.add((subscription.channel, ticker))
+            self._let_go.add((subscription.connection.client, subscription.channel, ticker))
         self.on_subscribed()
 
     def gone(self, subscriptions: Iterable[Subscription]) -> None:
@@ -81,11 +90,29 @@ class Exchange:
         named, every = self._by_ticker.get(channel, {}).get(ticker), self._of_all.get(channel)
         return (named or []) + every if every else named or []
 
-    def heard(self, channel: str, ticker: str, gatherers: int) -> bool:
-        """Return whether so many subscriptions hear it, or whoever heard it asked not to any more."""
+    def heard(self, channel: str, ticker: str) -> bool:
+        """Return whether every client hears it that is not away, or asked not to any more."""
         if channel not in (BOOK, TRADE, TICKER):
             ticker = ""
-        return len(self.audience(channel, ticker)) >= gatherers or (channel, ticker) in self._let_go
+        audience = self.audience(channel, ticker)
+        if len(self.clients) == 1 and audience:
+            return True
+        hear = {subscription.connection.client for subscription in audience}
+        return all(client in hear or client in self.away or (client, channel, ticker) in self._let_go for client in self.clients)
+
+    def heard_by(self, client: int, channel: str, ticker: str) -> bool:
+        """Return whether this client hears it, or asked not to any more."""
+        hear = {subscription.connection.client for subscription in self.audience(channel, ticker)}
+        return client in hear or (client, channel, ticker) in self._let_go
+
+    def subscribed(self, client: int) -> Set[tuple[str, str]]:
+        """Return (channel, ticker) of all that this client hears by name."""
+        return {
+            (channel, ticker)
+            for channel, audiences in self._by_ticker.items()
+            for ticker, audience in audiences.items()
+            if any(subscription.connection.client == client for subscription in audience)
+        }
 
     def _audience(self, channel: str, ticker: str | None) -> list[Subscription]:
         if ticker is None:
@@ -121,12 +148,16 @@ class Exchange:
 
     def _apply(self, market: Market, event: Snapshot | Delta | Trade) -> bool:
         """Let the event change the market; False for a delta that no book stands under, which is only passed on."""
+        if not isinstance(event, Snapshot):
+            self.newest_us[event.frame.channel] = event.ts_us
         if isinstance(event, Trade):
             self.trades += 1
             self.recent_trades.append(event)
         elif isinstance(event, Delta) and market.book is None:
             self.unanchored += 1
             return False
+        elif isinstance(event, Snapshot) and market.book is None:
+            self.begun_us = self.clock_us()
         try:
             market.apply(event)
         except CorruptBook:
@@ -145,6 +176,8 @@ class Exchange:
             if self.faults.armed:
                 payloads, is_lost = self.faults.shape(subscription, frame, ticker, self.clock_us())
                 sent, lost = (sent, lost + 1) if is_lost else (sent + 1, lost)
+                if is_lost and frame.channel == BOOK:
+                    subscription.owed.update(t for t in subscription.tickers or () if self.markets[t].book is not None)
                 for payload in payloads:
                     connection.enqueue(payload)
                 continue
@@ -188,6 +221,7 @@ class Exchange:
             "unanchored": self.unanchored,
             "corrupt": self.corrupt,
             "faults": self.faults.report(),
+            "injected": {str(client): dict(kinds) for client, kinds in sorted(self.faults.injected.items())},
             "per_market": {
                 ticker: {"book_frames": market.book_frames, "trades": market.trades, "gaps": market.gaps}
                 for ticker, market in self.markets.items()

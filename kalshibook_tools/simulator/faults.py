@@ -43,6 +43,7 @@ class Fault:
     seconds: float = 0.0
     victim: Subscription | None = field(default=None, repr=False)
     held: bytes | None = field(default=None, repr=False)
+    lost_seq: int = field(default=-1, repr=False)  # the seq of the last frame that it dropped
 
     def fits(self, subscription: Subscription, frame: Frame, ticker: str) -> bool:
         """Return whether this frame is to be harmed; the first that fits makes its subscription the victim."""
@@ -85,6 +86,7 @@ class Faults:
     def __init__(self) -> None:
         self.armed: list[Fault] = []
         self.happened: Counter[str] = Counter()
+        self.injected: dict[int, Counter[str]] = {}  # by client, those that happened to one alone
         self.http_502 = self.http_429 = 0
         self.clock_skew_us = 0
 
@@ -99,23 +101,23 @@ class Faults:
                 continue
             if fault.kind in INSERTED:
                 before.append(_inserted(fault.kind, subscription, ticker, now_us))
-                self._spend(fault)
+                self._spend(fault, subscription)
                 continue
             payload = payload if payload is not None else subscription.payload(frame)
             match fault.kind:
                 case "drop":
-                    lost = True
-                    self._spend(fault)
+                    lost, fault.lost_seq = True, subscription.seq
+                    self._spend(fault, subscription)
                 case "duplicate":
                     after.append(payload)
-                    self._spend(fault)
+                    self._spend(fault, subscription)
                 case "reorder" if fault.held is None:
                     fault.held = payload
                     return before, False
                 case "reorder" if fault.held is not None:
                     after.append(fault.held)
                     fault.held = None
-                    self._spend(fault)
+                    self._spend(fault, subscription)
         payload = payload if payload is not None else subscription.payload(frame)
         return before + ([] if lost else [payload]) + after, lost
 
@@ -123,12 +125,22 @@ class Faults:
         """Put a frame fault in force."""
         self.armed.append(fault)
 
+    def disarm(self, fault: Fault) -> None:
+        """Take a frame fault back that did not happen; nothing where it did."""
+        if fault in self.armed:
+            self.armed.remove(fault)
+
+    def tell(self, client: int, kind: str) -> None:
+        """Count one that happened to this client."""
+        self.happened[kind] += 1
+        self.injected.setdefault(client, Counter())[kind] += 1
+
     def report(self) -> dict[str, int]:
         """Return how often each kind happened."""
         return dict(self.happened)
 
-    def _spend(self, fault: Fault) -> None:
-        self.happened[fault.kind] += 1
+    def _spend(self, fault: Fault, subscription: Subscription) -> None:
+        self.tell(subscription.connection.client, fault.kind)
         fault.count -= 1
         if fault.count == 0:
             self.armed.remove(fault)

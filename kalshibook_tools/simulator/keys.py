@@ -1,5 +1,5 @@
-"""The one API key of the simulated exchange: an id, and an RSA key pair whose private half lies in a file only its owner can
-read.
+"""The API keys of the simulated exchange: an id for each client, by which the exchange tells them apart, and one RSA key pair for
+all, whose private half lies in a file only its owner can read.
 """
 
 from dataclasses import dataclass, field
@@ -10,14 +10,15 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from kalshibook_core.kalshi import signing
 
-KEY_ID = "5eed0000-0000-4000-8000-000000000001"
+KEY_IDS = tuple(f"5eed0000-0000-4000-8000-{number:012d}" for number in range(1, 6))
+"""Client 1 signs with the first, and so on."""
 
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """What a client signs with, and what its signature is checked against."""
+    """What clients sign with, and what their signatures are checked against."""
 
-    key_id: str
+    key_ids: tuple[str, ...]
     private_key_path: Path
     public_key: rsa.RSAPublicKey = field(repr=False)
 
@@ -26,7 +27,7 @@ def open_key(folder: Path) -> ApiKey:
     """Return the key in this folder, making a 2048-bit one (mode 0600) where there is none yet."""
     path = folder / "simulator.pem"
     if path.exists():
-        return ApiKey(KEY_ID, path, signing.load_private_key(path.read_bytes()).public_key())
+        return ApiKey(KEY_IDS, path, signing.load_private_key(path.read_bytes()).public_key())
     folder.mkdir(parents=True, exist_ok=True)
     private = rsa.generate_private_key(public_exponent=65_537, key_size=2048)
     pem = private.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
@@ -35,4 +36,4 @@ def open_key(folder: Path) -> ApiKey:
     fresh.touch(mode=0o600)
     fresh.write_bytes(pem)
     fresh.rename(path)
-    return ApiKey(KEY_ID, path, private.public_key())
+    return ApiKey(KEY_IDS, path, private.public_key())

@@ -115,6 +115,11 @@ class Market:
         "volume",
     )
 
+    @property
+    def ended(self) -> bool:
+        """True when it is determined: nothing of it is traded any more."""
+        return self.body["status"] in ("determined", "finalized")
+
     def __init__(self, body: dict[str, Any], event: dict[str, Any], market_id: str, truth_limit: int) -> None:
         self.ticker: str = body["ticker"]
         self.body = body

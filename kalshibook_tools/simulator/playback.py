@@ -14,9 +14,11 @@ import structlog
 
 from kalshibook_core.kalshi import messages
 from kalshibook_core.runtime import clock
+from kalshibook_tools.simulator import frames
 from kalshibook_tools.simulator.exchange import Exchange
+from kalshibook_tools.simulator.hurting import Hurting
 from kalshibook_tools.simulator.market import Delta, Notice, Trade, created_frame, lifecycle_frame
-from kalshibook_tools.simulator.recording import Recordable, Recorded, Recording, play
+from kalshibook_tools.simulator.recording import Recorded, Recording, play
 from kalshibook_tools.simulator.server import Server
 
 LONGEST_SILENCE = 60.0
@@ -56,15 +58,20 @@ class Playback:
     """One replay of one recording."""
 
     def __init__(
-        self, recording: Recording, server: Server, play_clock: RecordingClock, speed: float | None, gatherers: int
+        self,
+        recording: Recording,
+        server: Server,
+        play_clock: RecordingClock,
+        speed: float | None,
+        hurting: Hurting | None = None,
     ) -> None:
-        """`speed` None: as fast as the sockets take it; `gatherers` subscriptions are awaited for each channel of a market."""
+        """`speed` None: as fast as the sockets take it."""
         self._recording = recording
         self._server = server
         self._exchange: Exchange = server.exchange
         self._clock = play_clock
         self._speed = speed
-        self._gatherers = gatherers
+        self._hurting = hurting
         self._left = {ticker: market.frames for ticker, market in recording.markets.items()}
         self._subscribed = asyncio.Event()
         self._exchange.on_subscribed = self._subscribed.set
@@ -73,7 +80,7 @@ class Playback:
 
     async def run(self) -> None:
         """Play everything, then say so; the sockets stay."""
-        server, exchange, deaths = self._server, self._exchange, deque(self._recording.deaths)
+        server, exchange, deaths, hurting = self._server, self._exchange, deque(self._recording.deaths), self._hurting
         for n, (recv_ms, event) in enumerate(play(self._recording), 1):
             if self._speed is not None:
                 await self._pace(recv_ms, self._speed)
@@ -83,12 +90,18 @@ class Playback:
                 self._restart_pace(recv_ms)
             self._clock.reach(recv_ms * 1000)
             ticker = event.ticker
+            if hurting is not None and n >= hurting.next:
+                await hurting.step(n)
             while deaths and recv_ms > deaths[0]:
                 await self._drop(deaths.popleft())
             if ticker not in exchange.markets:
                 self._appear(self._recording.markets[ticker])
-            if not exchange.heard(event.frame.channel, ticker, self._gatherers):
-                await self._hold(event, recv_ms)
+                if hurting is not None:
+                    # Everybody has it from its beginning, so that what a fault does to whom does not hang on who was faster.
+                    for channel in (frames.BOOK, frames.TRADE):
+                        await self._hold(channel, ticker, recv_ms)
+            if not exchange.heard(event.frame.channel, ticker):
+                await self._hold(event.frame.channel, ticker, recv_ms)
             if isinstance(event, Delta | Trade):
                 self._clock.reach(event.ts_us)
             exchange.publish(event)
@@ -98,6 +111,8 @@ class Playback:
             if n % BATCH == 0:
                 await server.drained()
                 await asyncio.sleep(0)
+        if hurting is not None:
+            await hurting.heal()
         await server.drained()
         exchange.done = True
         _log.info("recording played", frames=exchange.frames, markets=len(exchange.markets))
@@ -118,13 +133,13 @@ class Playback:
     def _restart_pace(self, recv_ms: int, delay: float = 0.0) -> None:
         self._due_at, self._due_ms = clock.monotonic() + delay, recv_ms
 
-    async def _hold(self, event: Recordable, recv_ms: int) -> None:
-        """Wait until the frame's channel of its market is subscribed to by every gatherer."""
-        exchange, channel, ticker = self._exchange, event.frame.channel, event.ticker
+    async def _hold(self, channel: str, ticker: str, recv_ms: int) -> None:
+        """Wait until this channel of the market is subscribed to by every gatherer."""
+        exchange = self._exchange
         await self._server.drained()
         exchange.waiting = {"market_ticker": ticker, "channel": channel}
         told = False
-        while not exchange.heard(channel, ticker, self._gatherers):
+        while not exchange.heard(channel, ticker):
             self._subscribed.clear()
             try:
                 await asyncio.wait_for(self._subscribed.wait(), None if told else HELD_TOLD_AFTER)
@@ -144,7 +159,9 @@ class Playback:
 
     def _appear(self, market: Recorded) -> None:
         exchange = self._exchange
-        listed = exchange.list_market(dict(market.body), market.event, market.market_id)
+        # To whoever asks REST what has changed since, it is new now.
+        body = market.body | {"updated_time": frames.rfc3339(self._clock.now_us())}
+        listed = exchange.list_market(body, market.event, market.market_id)
         open_us, close_us = (messages.time_us(str(market.body[key])) for key in ("open_time", "close_time"))
         exchange.publish(Notice(listed.ticker, created_frame(listed.body, listed.event, open_us, close_us), {}))
 

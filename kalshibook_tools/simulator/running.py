@@ -11,9 +11,10 @@ from typing import Any
 import structlog
 
 from kalshibook_core.runtime import clock
-from kalshibook_tools.simulator import faults, keys, recording
+from kalshibook_tools.simulator import faults, keys, recording, schedule
 from kalshibook_tools.simulator.exchange import Exchange
 from kalshibook_tools.simulator.flow import Flow
+from kalshibook_tools.simulator.hurting import Hurting
 from kalshibook_tools.simulator.playback import Playback, RecordingClock
 from kalshibook_tools.simulator.server import WS_PATH, Server
 from kalshibook_tools.simulator.trading import trade
@@ -26,12 +27,14 @@ _log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """What to simulate. `speed` and `rate` None: as fast as the sockets take it. Seconds, frames a second."""
+    """What to simulate. `speed` and `rate` None: as fast as the sockets take it; `faults` a seed. Seconds, frames a second."""
 
     key_dir: Path
     recordings: tuple[Path, ...] = ()
     speed: float | None = 1.0
     gatherers: int = 1
+    faults: int | None = None
+    faults_overlap: bool = False
     markets: int = 200
     rate: float | None = 200.0
     seed: int = 1
@@ -48,7 +51,8 @@ class Running:
         self._server = server
         self._host = config.host
         self.exchange = server.exchange
-        self.key_id = server.key.key_id
+        self.key_ids = server.key.key_ids
+        self.key_id = self.key_ids[0]
         self.private_key_path = server.key.private_key_path
 
     @property
@@ -92,15 +96,15 @@ async def serve(config: Config) -> AsyncIterator[Running]:
     key = keys.open_key(config.key_dir)
     if played is not None:
         play_clock = RecordingClock(played.first_ms, config.speed)
-        exchange = Exchange(clock_us=play_clock.now_us, source="recording", truth_limit=TRUTH_EVENTS)
+        exchange = Exchange(clock_us=play_clock.now_us, source="recording", truth_limit=TRUTH_EVENTS, clients=config.gatherers)
         server = Server(exchange, key)
-        work = Playback(played, server, play_clock, config.speed, config.gatherers).run
+        work = Playback(played, server, play_clock, config.speed, _hurting(config, server, played.frames)).run
     else:
         limit = max(1_000, TRUTH_EVENTS // max(1, config.markets))
-        exchange = Exchange(clock_us=clock.now_us, source="generated", truth_limit=limit)
+        exchange = Exchange(clock_us=clock.now_us, source="generated", truth_limit=limit, clients=config.gatherers)
         server = Server(exchange, key)
         flow = Flow(seed=config.seed, markets=config.markets, start_us=clock.now_us(), window_us=round(config.window * 1_000_000))
-        work = partial(trade, flow, server, config.rate, config.duration)
+        work = partial(trade, flow, server, config.rate, config.duration, _hurting(config, server, None))
     async with server.listening(config.host, config.port), asyncio.TaskGroup() as tasks:
         running = [tasks.create_task(_told(work, exchange)), tasks.create_task(server.heartbeats())]
         failure: BaseException | None = None
@@ -112,6 +116,14 @@ async def serve(config: Config) -> AsyncIterator[Running]:
             task.cancel()
     if failure is not None:
         raise failure
+
+
+def _hurting(config: Config, server: Server, frames: int | None) -> Hurting | None:
+    if config.faults is None:
+        return None
+    rounds = schedule.rounds(config.faults, config.gatherers, overlap=config.faults_overlap, total=frames)
+    # A recording can wait for a client; the live market goes on without one that does not come back.
+    return Hurting(server, rounds, settle=not config.faults_overlap, patient=frames is not None)
 
 
 async def _told(work: Callable[[], Awaitable[None]], exchange: Exchange) -> None:

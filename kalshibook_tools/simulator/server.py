@@ -54,12 +54,14 @@ class Connection(asyncio.Protocol):
     def __init__(self, server: "Server") -> None:
         self.server = server
         self.number = -1
+        self.client = 0  # whose it is, by the key it signed with
         self.alive = False
         self.silent = False
         self.subscriptions = Subscriptions(self, server.exchange)
         self.writable = asyncio.Event()
         self.writable.set()
         self.delayed_bytes = 0
+        self._held = False
         self._transport: asyncio.Transport
         self._websocket: ServerProtocol | None = None
         self._received = b""
@@ -134,6 +136,7 @@ class Connection(asyncio.Protocol):
             self._transport.close()
             return
         self._websocket = websocket
+        self.client = self.server.key.key_ids.index(headers[signing.KEY.lower()]) + 1
         self.alive = True
         self.server.connected(self)
         if self._received:
@@ -177,7 +180,7 @@ class Connection(asyncio.Protocol):
 
     def flush(self) -> None:
         """Hand what is pending to the socket in one write, or to the delay that is in force."""
-        if not self._pending:
+        if not self._pending or self._held:
             return
         chunk = b"".join(self._pending)
         self._pending.clear()
@@ -202,6 +205,16 @@ class Connection(asyncio.Protocol):
                 self._transport.write(chunk)
         if self._delayed:
             loop.call_at(self._delayed[0][0], self._release)
+
+    def hold(self) -> None:
+        """Send nothing until `release`: all of it will come late."""
+        self.flush()
+        self._held = True
+
+    def release(self) -> None:
+        """Send what was held."""
+        self._held = False
+        self.flush()
 
     def heartbeat(self) -> None:
         """Send the ping that the exchange sends every 10 seconds."""
@@ -291,13 +304,19 @@ class Server:
 
     async def drop_connections(self) -> None:
         """Reset every connection once its client has read all that was sent, so that nothing is lost that the recorder had."""
+        await self.read_by_all()
+        for connection in list(self.connections.values()):
+            connection.reset()
+
+    async def read_by_all(self) -> None:
+        """Wait until every client has read all that was sent so far; not for one that answers no ping."""
+        for connection in self.connections.values():
+            connection.release()
         barriers = [connection.barrier() for connection in self.connections.values() if not connection.silent]
         if barriers:
             _, unanswered = await asyncio.wait(barriers, timeout=SLOW_SECONDS)
             if unanswered:
-                _log.warning("a client did not answer a ping before its connection was dropped", clients=len(unanswered))
-        for connection in list(self.connections.values()):
-            connection.reset()
+                _log.warning("a client did not answer a ping that waited behind its frames", clients=len(unanswered))
 
     async def heartbeats(self) -> None:
         """Ping every client every 10 seconds, for ever."""
@@ -330,7 +349,7 @@ class Server:
         now_ms = (clock.now_us() + self.exchange.faults.clock_skew_us) // 1000
         if not timestamp.isdigit() or abs(int(timestamp) - now_ms) > TOLERANCE_MS:
             return 401, _refusal("header_timestamp_expired", "header timestamp expired")
-        if key_id != self.key.key_id:
+        if key_id not in self.key.key_ids:
             return 401, _refusal("authentication_error", "authentication_error", "NOT_FOUND")
         if not signing.verify(self.key.public_key, signature, timestamp, method, path):
             return 401, _refusal("authentication_error", "authentication_error", "INCORRECT_API_KEY_SIGNATURE")

@@ -51,7 +51,7 @@ ERRORS = {
 class Subscription:
     """One sid: a channel, the markets it covers (None: all), and its counter."""
 
-    __slots__ = ("channel", "connection", "seq", "sequenced", "sid", "skip_ack", "tickers", "yes_price")
+    __slots__ = ("channel", "connection", "owed", "seq", "sequenced", "sid", "skip_ack", "tickers", "yes_price")
 
     def __init__(self, connection: Any, sid: int, channel: str, yes_price: bool, skip_ack: bool) -> None:
         self.connection = connection
@@ -62,6 +62,7 @@ class Subscription:
         self.skip_ack = skip_ack
         self.tickers: dict[str, None] | None = {}
         self.seq = 0
+        self.owed: set[str] = set()  # markets whose book the client lost to a fault, and has not asked for again
 
     def payload(self, frame: Frame) -> bytes:
         """Return the frame as this subscription gets it, consuming a seq if its channel has one."""
@@ -203,12 +204,14 @@ class Subscriptions:
             raise Refused(14, subscription)
         if action == "get_snapshot":
             # No `ok`: the snapshots are the answer, in the order asked for (seen on the wire).
+            subscription.owed.difference_update(tickers)
             asked = (self._markets.snapshot(ticker, command_id) for ticker in tickers)
             return [subscription.payload(frame) for frame in asked if frame is not None]
         if action == "delete_markets":
             for ticker in tickers:
                 if subscription.tickers is not None and ticker in subscription.tickers:
                     del subscription.tickers[ticker]
+                    subscription.owed.discard(ticker)
                     self._markets.left(subscription, ticker, asked=True)
             return [self._ok(subscription, command_id)]
         added = self._add(subscription, tickers)

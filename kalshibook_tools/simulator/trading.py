@@ -6,13 +6,14 @@ from itertools import count
 from kalshibook_core.runtime import clock
 from kalshibook_tools.simulator.exchange import Exchange
 from kalshibook_tools.simulator.flow import Changed, Flow, Happening, Listed
+from kalshibook_tools.simulator.hurting import Hurting
 from kalshibook_tools.simulator.server import Server
 
 TICK = 0.005
 BATCH = 256
 
 
-async def trade(flow: Flow, server: Server, rate: float | None, duration: float | None) -> None:
+async def trade(flow: Flow, server: Server, rate: float | None, duration: float | None, hurting: Hurting | None = None) -> None:
     """Trade at `rate` frames a second (None: as fast as the sockets take it), for `duration` seconds or for ever."""
     exchange = server.exchange
     for happening in flow.opening():
@@ -23,6 +24,8 @@ async def trade(flow: Flow, server: Server, rate: float | None, duration: float 
             await server.drained()
             await server.unpaused.wait()
             flow.skip_to(clock.now_us())
+        if hurting is not None and exchange.frames >= hurting.next:
+            await hurting.step(exchange.frames)
         now_us = clock.now_us()
         for n, (_, happening) in zip(count(), flow.advance(now_us, rate), strict=False):
             happen(exchange, happening)

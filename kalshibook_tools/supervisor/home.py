@@ -17,7 +17,10 @@ from typing import Any
 
 from kalshibook_tools.stack import Program, Progress, remember, running, stop_leftover
 
-FLOW = ("ingest", "deduplicator", "persister", "reconstructor", "gateway", "simulator")
+GATHERERS = ("ingest", "ingest-2", "ingest-3", "ingest-4", "ingest-5")
+"""The processes that capture, as many of them as were asked for."""
+
+FLOW = (*GATHERERS, "deduplicator", "persister", "reconstructor", "gateway", "simulator")
 """Our processes, in the direction in which events flow: also the order in which they are stopped."""
 
 STACK = ("redis", "postgres", "kafka")
@@ -26,7 +29,7 @@ STACK = ("redis", "postgres", "kafka")
 FREE_BYTES = 512 * 1024 * 1024
 """Room that a start asks for on the disk: less would fill within minutes, and a full disk is better told early."""
 
-_STATE_KEPT = ("demo_key", "recording", "gaps", "trade_gaps")
+_STATE_KEPT = ("demo_key", "recording", "gaps", "trade_gaps", "faults")
 
 
 class SupervisorError(Exception):
@@ -93,7 +96,7 @@ class Home:
             "services": {},
             "recording": None,
         }
-        state |= {"gaps": [], "trade_gaps": []}
+        state |= {"gaps": [], "trade_gaps": [], "faults": None}
         try:
             known: dict[str, Any] = json.loads(self.state_file.read_text())
         except (FileNotFoundError, ValueError):

@@ -39,7 +39,7 @@ async def simulator_report(client: httpx.AsyncClient, control_url: str) -> Repor
         status = (await client.get(f"{control_url}/status", timeout=5)).raise_for_status().json()
     except (httpx.HTTPError, ValueError):
         return Report(False, {})
-    return Report(True, {name: status[name] for name in ("frames", "events", "markets")})
+    return Report(True, {name: status[name] for name in ("frames", "events", "markets", "injected")})
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,9 +20,9 @@ from kalshibook_core.kafka.errors import KafkaFault
 from kalshibook_core.postgres import migrate, pool
 from kalshibook_core.runtime import clock, settings
 from kalshibook_tools.stack import Addresses, Process, ProcessExited, Stack, StackError, local_stack, probe
-from kalshibook_tools.supervisor import account, recording, screen, services
+from kalshibook_tools.supervisor import account, faults, recording, screen, services
 from kalshibook_tools.supervisor.history import History
-from kalshibook_tools.supervisor.home import FLOW, SupervisorError
+from kalshibook_tools.supervisor.home import FLOW, GATHERERS, SupervisorError
 from kalshibook_tools.supervisor.kept import Ask, Kept, Report, over_http
 from kalshibook_tools.supervisor.services import Options
 
@@ -119,8 +119,11 @@ class _Supervisor:
             if summary is None:
                 return 0
             self.gaps, self.trade_gaps = await history.gaps()
+            await asyncio.gather(*(kept.look() for kept in list(self.kept.values())))
             self.write("running")  # whoever waits for the summary and then asks for the state finds it there
             self.told.tell(summary)
+            if told := self._faults():
+                self.told.tell(faults.line(told))
             if not self.options.keep_running:
                 return 0
             await _unless(stop, self._show_queries(client, history))
@@ -146,7 +149,9 @@ class _Supervisor:
             self.recording = recording.Played(simulator, f"{self.gateway}", f"{self.demo_key}", self.options)
             await self.recording.begin(client, history)
         self.told.show("connecting to the exchange …")
-        await self._up("ingest", client)
+        async with asyncio.TaskGroup() as starting:
+            for name in GATHERERS[: self.options.gatherers]:
+                starting.create_task(self._up(name, client))
         for name in FLOW:
             if name in self.kept:
                 self._background.append(tasks.create_task(self.kept[name].keep()))
@@ -233,7 +238,7 @@ class _Supervisor:
             if self.state != "starting":
                 with contextlib.suppress(*_DATABASE_AWAY):  # it is started again; the gaps known stay true
                     self.gaps, self.trade_gaps = await history.gaps()
-                now, counted = loop.time(), self._counter("ingest", "frames_total")
+                now, counted = loop.time(), self._captured()
                 rate = max(0, counted - frames) / (now - before)
                 before, frames = now, counted
                 if self.greeted and not self.draining and (self.recording is None or self.recording.done):
@@ -244,10 +249,19 @@ class _Supervisor:
     def _counter(self, name: str, *counters: str) -> int:
         return sum(int(self.kept[name].counters.get(counter, 0)) for counter in counters) if name in self.kept else 0
 
+    def _captured(self) -> int:
+        return sum(self._counter(name, "frames_total") for name in GATHERERS)
+
+    def _faults(self) -> dict[str, Any] | None:
+        if self.options.faults is None:
+            return None
+        counters = {name: kept.counters for name, kept in self.kept.items()}
+        return faults.told(self.options, counters, self.gaps, self.trade_gaps)
+
     def _line(self, rate: float) -> str:
         lag = sum(kept.lag() for kept in self.kept.values())
         ill = [f"{kept.name} {kept.state}" for kept in self.kept.values() if kept.state != "running"]
-        frames = self._counter("ingest", "frames_total")
+        frames = self._captured()
         events = self._counter("deduplicator", "snapshots_total", "deltas_total", "trades_total")
         parts = [f"capturing {rate:,.0f} frames/s", f"{frames:,} frames", f"{events:,} events"]
         return " · ".join([*parts, f"lag {lag:,}", f"{len(self.gaps):,} gaps", *ill])
@@ -298,7 +312,7 @@ class _Supervisor:
         content |= {"gateway": {"url": self.gateway}, "demo_key": self.demo_key}
         content |= {"services": {name: kept.told() for name, kept in self.kept.items()}}
         content |= {"recording": self.recording.told() if self.recording else None}
-        content |= {"gaps": self.gaps, "trade_gaps": self.trade_gaps}
+        content |= {"gaps": self.gaps, "trade_gaps": self.trade_gaps, "faults": self._faults()}
         content |= {"addresses": self.addresses.environment() if self.addresses else {}, "greeted": self.greeted}
         self.home.write(self.home.state_file, content)
 

@@ -16,7 +16,7 @@ import pytest
 from tests.e2e.running import Up, alive, kb
 from tests.support.service import until
 
-STATUS_KEYS = {"state", "gateway", "demo_key", "services", "recording", "gaps", "trade_gaps"}
+STATUS_KEYS = {"state", "gateway", "demo_key", "services", "recording", "gaps", "trade_gaps", "faults"}
 SERVICES = {"ingest", "deduplicator", "persister", "reconstructor", "gateway"}
 FAULTS = {
     "malformed": None,

@@ -31,20 +31,23 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("keys")
 
 
-def signed(exchange: simulator.Running, method: str = "GET", path: str = "/trade-api/ws/v2", off_ms: int = 0) -> dict[str, str]:
+def signed(
+    exchange: simulator.Running, method: str = "GET", path: str = "/trade-api/ws/v2", off_ms: int = 0, client: int = 1
+) -> dict[str, str]:
     """Sign as Kalshi's guide does, without our own signing."""
     timestamp = str(clock.now_us() // 1000 + off_ms)
     key: Any = serialization.load_pem_private_key(exchange.private_key_path.read_bytes(), None)
     pss = padding.PSS(mgf=padding.MGF1(hashes.SHA256()), salt_length=padding.PSS.DIGEST_LENGTH)
     signature = base64.b64encode(key.sign((timestamp + method + path).encode(), pss, hashes.SHA256())).decode()
-    return {"KALSHI-ACCESS-KEY": exchange.key_id, "KALSHI-ACCESS-SIGNATURE": signature, "KALSHI-ACCESS-TIMESTAMP": timestamp}
+    key_id = exchange.key_ids[client - 1]
+    return {"KALSHI-ACCESS-KEY": key_id, "KALSHI-ACCESS-SIGNATURE": signature, "KALSHI-ACCESS-TIMESTAMP": timestamp}
 
 
 @asynccontextmanager
-async def a_client(exchange: simulator.Running) -> AsyncIterator[ClientConnection]:
-    headers = signed(exchange)
-    async with connect(exchange.ws_url, additional_headers=headers, compression=None, max_queue=None, max_size=None) as client:
-        yield client
+async def a_client(exchange: simulator.Running, client: int = 1) -> AsyncIterator[ClientConnection]:
+    headers = signed(exchange, client=client)
+    async with connect(exchange.ws_url, additional_headers=headers, compression=None, max_queue=None, max_size=None) as socket:
+        yield socket
 
 
 async def subscribe(client: ClientConnection, tickers: list[str] | None, channels: list[str] = CHANNELS) -> None:
@@ -141,13 +144,13 @@ async def test_clients_ping_is_answered_and_sids_begin_at_1_on_each_connection(k
 # -- recordings --------------------------------------------------------------------------------------------------
 
 
-async def play(exchange: simulator.Running) -> dict[str, list[bytes]]:
+async def play(exchange: simulator.Running, number: int = 1) -> dict[str, list[bytes]]:
     """Follow a recording as a gatherer does: discover by lifecycle, subscribe, reconnect when cut. Return all frames."""
     frames: dict[str, list[bytes]] = {}
     status = exchange.exchange
     while not status.done:
         try:
-            async with a_client(exchange) as client:
+            async with a_client(exchange, number) as client:
                 await subscribe(client, None, ["market_lifecycle_v2", "multivariate_market_lifecycle"])
                 open_markets = [ticker for ticker, market in status.markets.items() if market.body["status"] != "finalized"]
                 await subscribe(client, open_markets)
@@ -221,7 +224,7 @@ async def test_two_gatherers_each_get_everything(tmp_path: Path, keys: Path):
     written = recordings.write(tmp_path, seconds=5, markets=2)
     config = simulator.Config(key_dir=keys, recordings=(tmp_path,), speed=None, gatherers=2)
     async with simulator.serve(config) as exchange:
-        both = await asyncio.gather(play(exchange), play(exchange))
+        both = await asyncio.gather(play(exchange), play(exchange, 2))
         for frames in both:
             assert {t: len(f) for t, f in frames.items()} == {t: len(lines) for t, lines in written.lines.items()}
 

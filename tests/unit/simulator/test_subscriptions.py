@@ -20,7 +20,7 @@ class Client:
     """A connection without a socket: what it was sent, decoded."""
 
     def __init__(self, exchange: Exchange) -> None:
-        self.alive, self.silent, self.number = True, False, 1
+        self.alive, self.silent, self.number, self.client = True, False, 1, 1
         self.sent: list[bytes] = []
         self.subscriptions = Subscriptions(self, exchange)
 
@@ -212,7 +212,7 @@ def test_a_terminal_error_ends_the_subscription_in_its_sequence():
     ended = orjson.loads(client.subscriptions.end(client.subscriptions.by_sid[1], 25))
     assert ended == {"type": "error", "sid": 1, "seq": 2, "msg": {"code": 25, "msg": "Subscription buffer overflow"}}
     assert exchange.audience("orderbook_delta", A) == []
-    assert not exchange.heard("orderbook_delta", A, 1)  # it is waited for: the client did not ask to leave
+    assert not exchange.heard("orderbook_delta", A)  # it is waited for: the client did not ask to leave
 
 
 TICKERS = st.lists(st.sampled_from([A, B, C]), min_size=1, max_size=3)
