@@ -7,6 +7,7 @@ fragments, closing, and of what a frame may be. Memory is bounded: a message by 
 no further until it is.
 """
 
+import functools
 from collections import deque
 from collections.abc import Callable
 from typing import Any, ClassVar, Final
@@ -93,6 +94,7 @@ class Socket(ClientConnection):
         self._fragments: list[bytes] = []
         self._waiting: deque[tuple[int, bytes]] = deque()
         self._busy = False  # there was so much that the event loop's other work comes first
+        self._lost: Callable[[], None] | None = None
 
     def hand_to(self, take: Callable[[list[bytes], int], None]) -> None:
         """Call `take(messages, received_us)` with what has come already, and what comes; it must not raise."""
@@ -119,14 +121,15 @@ class Socket(ClientConnection):
                 self.loop.call_soon(self._go_on)
 
     def eof_received(self) -> None:
-        """Called by the event loop."""
-        self._go_on(_ALL)
-        super().eof_received()
+        """Called by the event loop, and then `connection_lost`."""
+        if not self._waiting:
+            super().eof_received()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Called by the event loop."""
-        self._go_on(_ALL)
-        super().connection_lost(exc)
+        """Called by the event loop; the library hears of it when all that came before is handed on."""
+        self._lost = functools.partial(super().connection_lost, exc)
+        if not self._busy:
+            self._go_on()
 
     def process_event(self, event: Any) -> None:
         """Called by the library."""
@@ -140,16 +143,20 @@ class Socket(ClientConnection):
             self._splitter.messages.append(b"".join(self._fragments))
             self._fragments.clear()
 
-    def _go_on(self, most: int = _TURN_BYTES) -> None:
-        """Hand on what waits, up to `most` bytes or a little more, and come back for the rest."""
-        while self._waiting and most > 0:
+    def _go_on(self) -> None:
+        """Hand on what waits, as much as one turn allows, and come back for the rest."""
+        done = 0
+        while self._waiting and done < _TURN_BYTES:
             received_us, data = self._waiting.popleft()
             Socket.ahead -= len(data)
-            most -= len(data)
+            done += len(data)
             self._split(data, received_us)
         self._busy = bool(self._waiting)
         if self._busy:
             self.loop.call_soon(self._go_on)
+        elif self._lost is not None:
+            self._lost()
+            self._lost = None
         if (not self._busy or Socket.ahead < AHEAD_BYTES // 2) and not self.transport.is_closing():
             self.transport.resume_reading()
 

@@ -1,0 +1,97 @@
+"""The gatherer's socket in a real event loop: all that came before the end is handed on, in order, and memory is bounded."""
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import uvloop
+from websockets.asyncio.client import connect
+from websockets.frames import Frame, Opcode
+from websockets.utils import accept_key
+
+from services.ingest import websocket
+from services.ingest.websocket import Socket
+
+CHUNK = 256 * 1024  # the most an event loop reads at once
+LOOPS = [asyncio.run, uvloop.run]
+
+
+@contextmanager
+def exchange(after: bytes) -> Iterator[str]:
+    """A server that shakes hands, says `after` in the same breath and hangs up."""
+
+    def talk() -> None:
+        peer, _ = listening.accept()
+        request = b""
+        while b"\r\n\r\n" not in request:
+            request += peer.recv(4096)
+        (key,) = [line[19:].decode() for line in request.split(b"\r\n") if line.lower().startswith(b"sec-websocket-key: ")]
+        head = ["HTTP/1.1 101 Switching Protocols", "Upgrade: websocket", "Connection: Upgrade"]
+        head += [f"Sec-WebSocket-Accept: {accept_key(key)}", "", ""]
+        peer.sendall("\r\n".join(head).encode() + after)
+        peer.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        talking = threading.Thread(target=talk)
+        talking.start()
+        try:
+            yield f"ws://127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            talking.join()
+
+
+@pytest.mark.parametrize("run", LOOPS, ids=["asyncio", "uvloop"])
+def test_a_burst_is_read_ahead_so_far_and_handed_on_to_the_last(
+    run: Callable[[Coroutine[Any, Any, Any]], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one that takes is slow, and the exchange is gone while much of what it said still waits."""
+    monkeypatch.setattr(websocket, "AHEAD_BYTES", 4 * CHUNK)
+    sent = [b"%d " % number * 60 for number in range(40_000)]
+    stream = b"".join(Frame(Opcode.TEXT, message).serialize(mask=False) for message in sent)
+    taken: list[bytes] = []
+    ahead, times = [], []
+
+    def take(messages: list[bytes], received_us: int) -> None:
+        taken.extend(messages)
+        ahead.append(Socket.ahead)
+        times.append(received_us)
+        time.sleep(0.002)
+
+    async def listen(url: str) -> None:
+        reader = await connect(url, create_connection=Socket, compression=None, ping_interval=None, proxy=None)
+        assert isinstance(reader, Socket)
+        while not Socket.ahead:  # what comes before there is somebody to take it waits  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        reader.hand_to(take)
+        await reader.wait_closed()
+
+    with exchange(stream) as url:
+        run(asyncio.wait_for(listen(url), 60))
+    assert taken == sent
+    assert max(ahead) <= 5 * CHUNK and Socket.ahead == 0
+    assert times == sorted(times)
+
+
+@pytest.mark.parametrize("run", LOOPS, ids=["asyncio", "uvloop"])
+def test_other_work_is_done_in_the_midst_of_a_burst(run: Callable[[Coroutine[Any, Any, Any]], Any]) -> None:
+    stream = Frame(Opcode.TEXT, b"x" * 250).serialize(mask=False) * 40_000
+    turns = 0
+
+    async def listen(url: str) -> None:
+        nonlocal turns
+        reader = await connect(url, create_connection=Socket, compression=None, ping_interval=None, proxy=None)
+        assert isinstance(reader, Socket)
+        reader.hand_to(lambda messages, _: time.sleep(0.002))
+        closed = asyncio.ensure_future(reader.wait_closed())
+        while not closed.done():
+            turns += 1
+            await asyncio.sleep(0)
+
+    with exchange(stream) as url:
+        run(asyncio.wait_for(listen(url), 60))
+    assert turns > 20  # of the 40 that 10 MB take, a quarter of a megabyte each
