@@ -19,7 +19,7 @@ from kalshibook_core.kalshi.markets import DATE_RESOLUTION_US
 from kalshibook_core.kalshi.messages import Lifecycle, UnparsableFrame
 from kalshibook_core.runtime import clock, logs
 from kalshibook_core.wire import codec
-from kalshibook_core.wire.events import BOOK, Cause, RawFrame, RawKind
+from kalshibook_core.wire.events import BOOK, LAG_US, Cause, RawFrame, RawKind
 from services.ingest import catalogue
 from services.ingest.catalogue import Extent
 from services.ingest.connection import Connection
@@ -82,6 +82,9 @@ class Gatherer:
         self._tasks: asyncio.TaskGroup | None = None
         self._stops: dict[int, asyncio.Event] = {}  # of each connection
         self._ears = 0  # the connection that carries the lifecycle channels
+        self._complete_us: dict[
+            int, int
+        ] = {}  # a connection that takes over -> when it had all it asked for, by the exchange's clock
         self._successors: dict[int, int] = {}  # a connection that is given up -> the one that takes over
         self._changed = asyncio.Event()
         self._missed = asyncio.Event()
@@ -231,6 +234,7 @@ class Gatherer:
 
     def _ended(self, number: int) -> None:
         """A connection died. What was to leave it, or has ended, need not come back there."""
+        self._complete_us.pop(number, None)
         self._apply(self._plan.arrived([ticker for ticker, old in self._plan.moving.items() if old == number]))
         for ticker in self.registry.let_go(self.connections[number].markets, clock.now_us()):
             self._plan.drop(ticker)
@@ -266,20 +270,34 @@ class Gatherer:
         return spare
 
     def _finish_moves(self) -> None:
-        """Let go of what another connection has by now, and close the connection that has nothing left."""
-        connections = self.connections
-        if not self._plan.moving and not self._successors:
+        """Let go of what another connection has by now, and close the connection that has nothing left.
+
+        That the other has it is proved when all that the old one delivers is younger than the other's beginning: a stream may lag
+        by LAG_US. Where nothing happens at all nothing can be proved, and both keep it.
+        """
+        plan, connections = self._plan, self.connections
+        if not plan.moving and not self._successors:
+            self._complete_us.clear()
             return
-        settled = {number for number, connection in connections.items() if connection.settled}
+        for number in set(map(plan.placed.__getitem__, plan.moving)):
+            if connections[number].settled and number not in self._complete_us:
+                exchange_us = max(connections[number].exchange_us, clock.now_us() + (self._rest.skew_us or 0))
+                self._complete_us[number] = exchange_us + DATE_RESOLUTION_US
+        proved = {
+            (old, new)
+            for old in set(plan.moving.values())
+            for new, since_us in self._complete_us.items()
+            if connections[old].delivered_us >= since_us + LAG_US
+        }
         arrived = [
             ticker
-            for ticker, old in self._plan.moving.items()
-            if (new := self._plan.placed[ticker]) in settled
+            for ticker, old in plan.moving.items()
+            if (old, new := plan.placed[ticker]) in proved
             and (connections[new].knows(ticker) or not connections[old].knows(ticker))
         ]
         if arrived:
             self._counts["moved"] += len(arrived)
-            self._apply(self._plan.arrived(arrived))
+            self._apply(plan.arrived(arrived))
         for number, successor in self._successors.items():
             if not connections[number].markets and connections[number].settled and connections[successor].settled:
                 self._stops[number].set()

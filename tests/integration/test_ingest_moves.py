@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from kalshibook_core.kafka.cluster import Cluster
+from kalshibook_core.kafka.cluster import Cluster, partition_of
 from kalshibook_core.kalshi import messages
-from kalshibook_core.wire.events import RawFrame
+from kalshibook_core.wire.events import BookDelta, Gap, RawFrame
+from services.deduplicator import market_log, trade_log
+from services.deduplicator.partition import Partition
 from services.ingest import gatherer
 from tests.integration.test_ingest_capture import BOOK, TRADE, Capture, broken, capturing
 
@@ -18,6 +20,12 @@ pytestmark = pytest.mark.stack
 
 def life(record: RawFrame) -> tuple[int, int]:
     return record.connection, record.generation
+
+
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have everybody believe that a stream lags by a tenth of a second at most, so that a move needs no ten."""
+    for module in (gatherer, market_log, trade_log):
+        monkeypatch.setattr(module, "LAG_US", 100_000)
 
 
 def assert_handed_over(capture: Capture, ticker: str, channel: str) -> None:
@@ -38,6 +46,7 @@ def assert_handed_over(capture: Capture, ticker: str, channel: str) -> None:
 async def test_a_connection_is_renewed_without_a_gap(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While deltas flow, one gatherer alone, several times: each event is there, and each sid's seq has no hole."""
     monkeypatch.setattr(gatherer, "REPLAN_SECONDS", 0.2)
+    hurried(monkeypatch)
     async with capturing(cluster, tmp_path, lambda settings: replace(settings, renew_seconds=1.0)) as capture:
         await capture.begun()
         markets = set(capture.tickers)
@@ -79,6 +88,19 @@ async def test_a_connection_is_renewed_without_a_gap(cluster: Cluster, tmp_path:
         assert reached == len(true)
         trades = {e["trade_id"] for e in truth if e["sent"] and e["type"] == "trade"}
         assert {frame["msg"]["trade_id"] for frame in capture.frames(ticker, TRADE)} == trades
+    # The stream made of it: no gap but that of the drain, and each delta once.
+    partitions = [Partition() for _ in range(cluster.partitions)]
+    made = [
+        event
+        for offset, record in enumerate(capture.records)
+        for event in partitions[partition_of(record.market_ticker.encode(), cluster.partitions)].receive(record, offset)
+    ]
+    gaps = Counter((e.market_ticker, e.channel, e.cause) for e in made if isinstance(e, Gap) and e.end_us is None)
+    assert gaps == Counter((ticker, channel, "disconnect") for ticker in markets for channel in (BOOK, TRADE))
+    for ticker, truth in truths.items():
+        happened = [(e["side"], e["price"], e["delta"]) for e in truth if e["sent"] and e["type"] == "delta"]
+        deltas = [e for e in made if isinstance(e, BookDelta) and e.market_ticker == ticker]
+        assert [(("yes", "no")[e.side], e.price, e.delta) for e in deltas] == happened
     lifecycle = Counter(r.connection for r in capture.records if r.kind == "FRAME" and b'"market_lifecycle_v2"' in r.payload)
     assert len(lifecycle) > 1, "the lifecycle channel moved as well"
 
@@ -87,6 +109,7 @@ async def test_a_connection_that_overflows_is_relieved_of_half_its_markets(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gatherer, "LEAST_RELIEVED", 2)
+    hurried(monkeypatch)
     async with capturing(cluster, tmp_path) as capture:
         await capture.begun()
         capture.exchange.inject(kind="error_25", channel=BOOK)
