@@ -14,6 +14,7 @@ import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,14 @@ from kalshibook_core.kafka import admin
 from kalshibook_core.kafka.cluster import Cluster
 from kalshibook_core.kalshi.signing import Credentials
 from services.ingest.connection import Connection
+from services.ingest.gatherer import Gatherer
 from services.ingest.outbox import Outbox
+from services.ingest.rest import Rest
 from services.ingest.settings import Settings, SpoolSettings
 
 TICKERS = [f"KXBENCH-26NOV21-T{number}.99" for number in range(200)]
 START_US = 1_785_901_540_000_000
+_EPOCH = datetime(1970, 1, 1)
 _MARKET_ID = str(uuid.UUID(int=7))
 
 Announce = Callable[[object], None]
@@ -81,21 +85,26 @@ def snapshots() -> list[bytes]:
     return [_frame("orderbook_snapshot", seq, msg) for seq, msg in enumerate(contents, 1)]
 
 
+def delta(seq: int, us: int, rng: random.Random) -> bytes:
+    """Return a delta frame of some market, of that time."""
+    msg = {
+        "market_ticker": rng.choice(TICKERS),
+        "market_id": _MARKET_ID,
+        "price_dollars": f"0.{rng.randrange(1, 50):02d}00",
+        "delta_fp": f"{rng.randrange(-500, 5000) / 100:.2f}",
+        "side": "yes",
+        "ts": (_EPOCH + timedelta(microseconds=us)).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+        "ts_ms": us // 1000,
+    }
+    return _frame("orderbook_delta", seq, msg)
+
+
 def deltas(count: int) -> Iterator[bytes]:
     """Yield so many delta frames that follow the snapshots."""
     rng, us = random.Random(1), START_US
     for seq in range(len(TICKERS) + 1, len(TICKERS) + 1 + count):
         us += rng.randrange(2000)
-        msg = {
-            "market_ticker": rng.choice(TICKERS),
-            "market_id": _MARKET_ID,
-            "price_dollars": f"0.{rng.randrange(1, 50):02d}00",
-            "delta_fp": f"{rng.randrange(-500, 5000) / 100:.2f}",
-            "side": "yes",
-            "ts": f"2026-08-05T03:{us // 60_000_000 % 60:02d}:{us // 1_000_000 % 60:02d}.{us % 1_000_000:06d}Z",
-            "ts_ms": us // 1000,
-        }
-        yield _frame("orderbook_delta", seq, msg)
+        yield delta(seq, us, rng)
 
 
 def _frame(kind: str, seq: int, msg: dict[str, Any]) -> bytes:
@@ -140,6 +149,17 @@ async def connected(at: Desk) -> AsyncIterator[Connection]:
         connection.place(dict.fromkeys(TICKERS))
         tasks.create_task(connection.run(stop))
         yield connection
+        stop.set()
+
+
+@contextlib.asynccontextmanager
+async def gatherer(at: Desk) -> AsyncIterator[Gatherer]:
+    """Yield one that runs, with no limit on its requests."""
+    stop = asyncio.Event()
+    async with Rest(at.settings.rest_url, at.settings.credentials, 1e6, at.rng, at.counts) as rest, asyncio.TaskGroup() as tasks:
+        each = Gatherer(at.settings, at.outbox, rest, at.counts, at.rng)
+        tasks.create_task(each.run(stop))
+        yield each
         stop.set()
 
 

@@ -6,32 +6,19 @@ resident memory is the process's, everything included.
 """
 
 import asyncio
-import multiprocessing
 import random
-import resource
 import tempfile
-import uuid
-from collections import Counter
-from multiprocessing.connection import Connection as Pipe
 from pathlib import Path
 
 import httpx
 import orjson
-import uvloop
-from cryptography.hazmat.primitives.asymmetric import rsa
 
-from benchmarks import Row
-from kalshibook_core.kafka import admin
-from kalshibook_core.kafka.cluster import Cluster
+from benchmarks import Row, exchange
 from kalshibook_core.kalshi.messages import Lifecycle
-from kalshibook_core.kalshi.signing import Credentials
 from kalshibook_core.runtime import clock
 from kalshibook_tools.stack import Addresses
 from services.ingest import catalogue
-from services.ingest.gatherer import PAGE, Gatherer
-from services.ingest.outbox import Outbox
-from services.ingest.rest import Rest
-from services.ingest.settings import Settings, SpoolSettings
+from services.ingest.gatherer import PAGE
 
 NAME = "registry"
 MARKETS = 1_000_000
@@ -40,25 +27,8 @@ CHANGES = 20_000
 
 def run(addresses: Addresses) -> list[Row]:
     """Measure in a process of its own, so that its memory is the registry's."""
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    server = context.Process(target=_serve, args=(theirs,), daemon=True)
-    server.start()
-    port = ours.recv()
-    ours, theirs = context.Pipe()
-    measured = context.Process(target=_measure, args=(theirs, f"http://127.0.0.1:{port}/v2", addresses.kafka))
-    measured.start()
-    try:
-        rows: list[Row] = ours.recv()
-        return rows
-    finally:
-        measured.join()
-        server.terminate()
-        server.join()
-
-
-def _measure(pipe: Pipe, url: str, brokers: str) -> None:
-    pipe.send(uvloop.run(_gather(url, brokers)))
+    with exchange.apart(markets, MARKETS) as url, exchange.apart(_gather, url, addresses.kafka) as rows:
+        return list(rows)
 
 
 async def _bare(url: str) -> float:
@@ -72,35 +42,22 @@ async def _bare(url: str) -> float:
                 return clock.monotonic() - began
 
 
-async def _gather(url: str, brokers: str) -> list[Row]:
+async def _gather(announce: exchange.Announce, url: str, brokers: str) -> None:
     bare = await _bare(url)
-    before = _resident()
-    cluster = Cluster(brokers, f"bench{uuid.uuid4().hex[:8]}.")
-    await admin.ensure_topics(cluster)
-    credentials = Credentials("none", rsa.generate_private_key(public_exponent=65537, key_size=2048))
-    counts: Counter[str] = Counter()
-    rng = random.Random(1)
+    before = exchange.resident()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "registry"
-        settings = Settings(cluster, credentials, "ws://127.0.0.1:1", url, statuses=("open",), registry=file)
-        async with (
-            Outbox(cluster, SpoolSettings(Path(folder)), "g1", settings.buffer_bytes) as outbox,
-            Rest(url, credentials, 1e6, rng, counts) as rest,
-        ):
-            gatherer = Gatherer(settings, outbox, rest, counts, rng)
-            stop = asyncio.Event()
+        async with exchange.desk(brokers, "ws://127.0.0.1:1", url, statuses=("open",), registry=file) as desk:
             began = clock.monotonic()
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(gatherer.run(stop))
+            async with exchange.gatherer(desk) as gatherer:
                 while gatherer.captured < MARKETS:  # noqa: ASYNC110  (nothing announces that the last one is planned)
                     await asyncio.sleep(0.05)
                 planned = clock.monotonic() - began
                 while not file.exists():  # noqa: ASYNC110
                     await asyncio.sleep(0.05)
-                stop.set()
-            resident = _resident()
+            resident = exchange.resident()
             worst, changed = 0.0, clock.monotonic()
-            tickers = rng.sample(list(gatherer.registry.markets), CHANGES)
+            tickers = desk.rng.sample(list(gatherer.registry.markets), CHANGES)
             for ticker in tickers:
                 each = clock.monotonic()
                 gatherer.registry.hear(Lifecycle(ticker, "determined", {}), clock.now_us())
@@ -111,49 +68,44 @@ async def _gather(url: str, brokers: str) -> list[Row]:
                 worst = max(worst, clock.monotonic() - each)
             change = (clock.monotonic() - changed) / CHANGES
         began = clock.monotonic()
-        found = catalogue.load(file, url, settings.statuses)
+        found = catalogue.load(file, url, desk.settings.statuses)
         assert found is not None and len(found[0].markets) == MARKETS
         loaded = clock.monotonic() - began
         size = file.stat().st_size
-    return [
-        Row.of("registry: a million markets read, published and planned", planned, "s", bare),
-        Row.of("registry: resident memory of the process", resident / 1e6, "MB", before / 1e6),
-        Row("registry: one lifecycle change applied, mean", change * 1e6, "us", None, None),
-        Row("registry: one lifecycle change applied, worst", worst * 1e6, "us", None, None),
-        Row("registry: loaded again after a restart", loaded, "s", None, None),
-        Row("registry: size on disk", size / 1e6, "MB", None, None),
-    ]
+    announce(
+        [
+            Row.of("registry: a million markets read, published and planned", planned, "s", bare),
+            Row.of("registry: resident memory of the process", resident / 1e6, "MB", before / 1e6),
+            Row("registry: one lifecycle change applied, mean", change * 1e6, "us", None, None),  # type: ignore[arg-type]
+            Row("registry: one lifecycle change applied, worst", worst * 1e6, "us", None, None),  # type: ignore[arg-type]
+            Row("registry: loaded again after a restart", loaded, "s", None, None),  # type: ignore[arg-type]
+            Row("registry: size on disk", size / 1e6, "MB", None, None),  # type: ignore[arg-type]
+        ]
+    )
 
 
-def _resident() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _serve(pipe: Pipe) -> None:
-    """Answer each request with the page its cursor names."""
+async def markets(announce: exchange.Announce, count: int) -> None:
+    """Serve REST's list of so many markets: answer each request with the page its cursor names."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while request := await reader.readline():
             while (await reader.readline()).strip():
                 pass
             cursor = httpx.URL(request.split()[1].decode()).params.get("cursor", "")
-            body = _page(int(cursor or 0))
+            body = _page(int(cursor or 0), count)
             date = b"Date: Sat, 21 Nov 2026 10:00:00 GMT"
             writer.write(b"HTTP/1.1 200 OK\r\n%b\r\nContent-Length: %d\r\n\r\n%b" % (date, len(body), body))
             await writer.drain()
 
-    async def listen() -> None:
-        server = await asyncio.start_server(answer, "127.0.0.1", 0)
-        pipe.send(server.sockets[0].getsockname()[1])
-        await server.serve_forever()
-
-    uvloop.run(listen())
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    announce(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v2")
+    await server.serve_forever()
 
 
-def _page(number: int) -> bytes:
+def _page(number: int, count: int) -> bytes:
     rng = random.Random(number)
     rows = [_market(number * PAGE + n, rng) for n in range(PAGE)]
-    cursor = str(number + 1) if (number + 1) * PAGE < MARKETS else ""
+    cursor = str(number + 1) if (number + 1) * PAGE < count else ""
     return orjson.dumps({"cursor": cursor, "markets": rows})
 
 
