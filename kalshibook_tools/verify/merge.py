@@ -249,10 +249,14 @@ class _Check:
 
     def _gap(self, made: Gap, where: str) -> None:
         market = self.market
+        market.gap, market.ended_us = made, market.effective_us
         self.result.counts["gaps"] += 1
         if made.cause not in market.causes:
             self.result.differs("wrong", f"{where}: the cause {made.cause} was none")
         vouched_us = self.raw.clock_us - LAG_US if self.raw.kind == "BREAK" and self.ended is not None else 0
+        ahead = max((run.end for run in market.runs.values()), default=0) - market.number
+        if ahead > self.limits.events:
+            return  # whoever is behind by so much is waited for no longer
         for name, run in market.runs.items():
             if run.start <= market.number and market.number - run.end <= self.limits.events:
                 shared = [e.us for e in market.events[max(run.start, market.first) : min(run.end, market.number)] if e.delta]
@@ -260,7 +264,6 @@ class _Check:
                     self.result.differs(
                         "false_gaps", f"{where}: {name} stood there, from {run.start} to {run.end} of {market.number}"
                     )
-        market.gap, market.ended_us = made, market.effective_us
 
     def _book_after(self, number: int) -> Book:
         # Backwards to a whole book, then forwards; the truth begins with empty books.

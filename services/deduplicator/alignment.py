@@ -15,7 +15,7 @@ An equal book alone proves nothing: the source may be ahead of the log, with a b
 """
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import Enum, auto
 from typing import Any, Final, NamedTuple
 from weakref import WeakValueDictionary
@@ -57,13 +57,14 @@ class Heard(NamedTuple):
 class Gatherer:
     """One gatherer over all its connections and lives in a partition: when it was last heard of, and what it was good for."""
 
-    __slots__ = ("behind", "confirmed", "contradictions", "led", "name", "newest_us", "started_us")
+    __slots__ = ("behind", "confirmed", "contradictions", "led", "name", "newest_us", "over", "started_us")
 
-    def __init__(self, name: str, newest_us: int = 0, started_us: int = 0) -> None:
+    def __init__(self, name: str, newest_us: int = 0, started_us: int = 0, over: Iterable[Sequence[int]] = ()) -> None:
         """Make a gatherer nothing came from yet."""
         self.name = name
         self.newest_us = newest_us  # the greatest exchange timestamp it delivered
         self.started_us = started_us  # when its process began, by its own clock; 0: none has said so
+        self.over = {(connection, generation) for connection, generation in over}  # of the process before that one
         self.led = self.confirmed = self.contradictions = 0  # events that it was the first to deliver, or delivered as well
         self.behind = 0  # how many events, when it last confirmed one
 
@@ -121,10 +122,15 @@ class Lives:
             known = self.gatherers[name] = Gatherer(name)
         return known
 
+    def start(self, gatherer: str, now_us: int) -> None:
+        """Its process is a new one: what was alive is over, should a record of it come again."""
+        whose = self.gatherer(gatherer)
+        whose.started_us, whose.over = now_us, {name[1:] for name in self._lives if name[0] == gatherer}
+
     def state(self) -> list[Any]:
         """Return what `restore` needs, as JSON can hold it."""
         lives = sorted((*name, life.newest_us) for name, life in self._lives.items())
-        return [[(each.name, each.newest_us, each.started_us) for each in self.gatherers.values()], lives]
+        return [[(each.name, each.newest_us, each.started_us, sorted(each.over)) for each in self.gatherers.values()], lives]
 
     def restore(self, state: Sequence[Any]) -> list[Life]:
         """Become the lives that gave this state; hold the result until the markets are restored, or they are forgotten again."""
@@ -280,7 +286,7 @@ class Source:
 class Window:
     """The log's recent events since its book was last begun anew: version `first` is the snapshot that began it."""
 
-    __slots__ = ("_before", "contents", "first", "head", "prints", "sums", "times")
+    __slots__ = ("_before", "contents", "first", "head", "offsets", "prints", "sums", "times")
 
     def __init__(self) -> None:
         """Make the window of a log without events."""
@@ -288,21 +294,24 @@ class Window:
         self.contents: list[Content] = []
         self.sums: list[int] = []  # of the book after each
         self.times: list[int] = []  # the timestamp of the last delta up to each, 0 before the first
+        self.offsets: list[int] = []  # of the raw record each was made of
         self.prints: list[int] = []  # Python's hash of the frame's content, 0 where it is not at hand
         self._before: dict[int, Book] = {}  # version of a whole book -> the book before it
 
-    def begin(self, version: int, checksum: int) -> None:
+    def begin(self, version: int, checksum: int, offset: int) -> None:
         """Begin anew with a snapshot."""
         self.first = self.head = version
-        self.contents, self.sums, self.times, self.prints = [(0, WHOLE_BOOK, 0, checksum)], [checksum], [0], [0]
+        self.contents, self.sums, self.times = [(0, WHOLE_BOOK, 0, checksum)], [checksum], [0]
+        self.offsets, self.prints = [offset], [0]
         self._before.clear()
 
-    def append(self, content: Content, checksum: int, mark: int, before: Book | None) -> None:
+    def append(self, content: Content, checksum: int, offset: int, mark: int, before: Book | None) -> None:
         """Add the event after the last; `before` is the book that a whole one replaced."""
         self.head += 1
         self.contents.append(content)
         self.sums.append(checksum)
         self.times.append(content[0] if before is None else self.times[-1])
+        self.offsets.append(offset)
         self.prints.append(mark)
         if before is not None:
             self._before[self.head] = before
@@ -311,7 +320,7 @@ class Window:
         """Forget the events before `version`."""
         count = version - self.first
         if count > 0:
-            del self.contents[:count], self.sums[:count], self.times[:count], self.prints[:count]
+            del self.contents[:count], self.sums[:count], self.times[:count], self.offsets[:count], self.prints[:count]
             self.first = version
             for whole in [v for v in self._before if v <= version]:
                 del self._before[whole]
@@ -347,11 +356,11 @@ class Window:
     def state(self) -> list[Any]:
         """Return what `restore` needs, as JSON can hold it."""
         before = [(version, book_state(book)) for version, book in self._before.items()]
-        return [self.first, self.head, self.contents, self.sums, self.times, before]
+        return [self.first, self.head, self.contents, self.sums, self.times, self.offsets, before]
 
     def restore(self, state: Sequence[Any]) -> None:
         """Become the window that gave this state."""
-        self.first, self.head, contents, self.sums, self.times, before = state
+        self.first, self.head, contents, self.sums, self.times, self.offsets, before = state
         self.contents = [tuple(content) for content in contents]
         self.prints = [0] * len(contents)  # a process's own: the hash is keyed
         self._before = {version: book for version, levels in before if (book := book_of(levels)) is not None}

@@ -16,9 +16,10 @@ is ahead of the log and those it waits for are more than `Limits.patience_us` be
 up: a gap is told and it begins the log anew. So a gatherer that died without a word holds a market that long and no longer.
 """
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
 from kalshibook_core.kalshi import messages
@@ -90,7 +91,7 @@ class MarketLog:
         self.past: list[Source] = []  # that ended ahead of the log, which may still come to what they heard
         self.window = Window()
         self.made: list[BookEvent] = []
-        self._leader = ("", 0, 0)  # the life that the last event came from
+        self._leader = ("", 0)  # the gatherer and connection that the last event came from
         self._begun_us = 0  # effective time of the snapshot the window began with
         self._vouched_us = 0  # up to this instant those who have left had delivered everything
         self._trim_at = 2 * MARGIN
@@ -214,7 +215,7 @@ class MarketLog:
                 return None if source.is_repeat(raw, new) else source
             if generation < source.life.generation:
                 return None
-        elif not new:
+        elif not new or life[1:] in self._lives.gatherer(gatherer).over:
             return None
         ended = [each for each in self.sources.values() if each.life.ended_by(gatherer, connection)]
         if any(each.life.generation > generation and each.standing is not BROKEN for each in ended):
@@ -295,7 +296,8 @@ class MarketLog:
         """Look for the place of a source anew that had one; its book is the log's there."""
         at, window = source.at, self.window
         last_us = window.times[at - window.first]
-        source.anchor(window.book_at(self.book, at), max(last_us, self._begun_us), (0, 0, 0, 0), last_us)
+        origin = self._raw.recv_us, source.sid, source.seq, window.offsets[at - window.first]
+        source.anchor(window.book_at(self.book, at), max(last_us, self._begun_us), origin, last_us)
 
     # Alignment.
 
@@ -353,13 +355,13 @@ class MarketLog:
             )  # fmt: skip
         else:
             self._write_snapshot(life, (recv_us, sid, seq, offset), None, None)
-        window.append(event[:4], checksum, mark, before)
+        window.append(event[:4], checksum, offset, mark, before)
         source.at = window.head
         life.gatherer.led += 1
-        self._leader = life.name
+        self._leader = life.name[:2]
         if window.head - window.first >= self._trim_at:
             self._trim()
-        if len(self.sources) > 1:
+        if self.past or len(self.sources) > 1:
             self._wake(event[:4])
 
     def _wake(self, content: Content) -> None:
@@ -406,6 +408,8 @@ class MarketLog:
     def _place(self, source: Source) -> None:
         """Do for a seeker what can be done without an event in common."""
         if not self._stands():
+            if len(source.heard) > self.limits.events:
+                self._fold(source, len(source.heard) // 2)
             if self.whole:  # who stood there has been outlived
                 self._left(Cause.DISCONNECT, max(self.effective_us, self._vouched_us))
             else:
@@ -485,40 +489,39 @@ class MarketLog:
 
     def _begin_anew(self) -> None:
         """Let the earliest of those whose book is not older than the log begin it anew."""
-        waiting = [
-            source for source in self.sources.values() if source.standing is SEEKING and self._lives_on(source)
-        ] + self.past
-        for source in waiting:
-            if self.version:  # what is not younger than the log's last event is in the log already
-                last_us = self.window.times[-1] or self.effective_us
-                self._fold(
-                    source, next((n for n, each in enumerate(source.heard) if each.exchange_us > last_us), len(source.heard))
-                )
-        ready = [source for source in waiting if source.standing is SEEKING and self._not_behind(source)]
-        if ready:
-            self._begin(min(ready, key=lambda source: source.began_us))
+        last_us = self.window.times[-1] or self.effective_us if self.version else -1
+        waiting = [each for each in self.sources.values() if each.standing is SEEKING and self._lives_on(each)]
+        ready: list[tuple[int, int, Source, int]] = []
+        for source in waiting + self.past:
+            held = bisect_right(source.times, last_us)  # what is not younger than the log's last event is in the log already
+            if held < len(source.heard):
+                ready.append((source.heard[held].exchange_us, len(ready), source, held))
+            elif source.over is None and self._not_behind(source):
+                ready.append((source.began_us, len(ready), source, held))
+        self.past = [each for each in self.past if any(each is source for _, _, source, _ in ready)]
+        for _, _, source, held in sorted(ready, key=itemgetter(0, 1)):
+            self._fold(source, held)
+            if source.standing is SEEKING:
+                self._begin(source)
+                return
 
     def _not_behind(self, source: Source) -> bool:
-        """Return whether a seeker's book cannot be older than the log's end: if it were, its events would come a second time.
+        """Return whether a seeker that delivered nothing later than the log's end cannot have more of it still to come.
 
-        Whoever began when the life had ended that the last event came from cannot be, nor who delivered something later. Clocks
-        may be late, so a book alone is believed only if it is none that the log had in the seconds before, or once its connection
-        has surely delivered all that the log has. That it equals the log's last book is no proof: a burst may add up to zero.
+        A later generation of the connection that the last event came from has not. Clocks may be late, so a book alone is
+        believed only if it is none that the log had in the seconds before, or once its connection has surely delivered all that
+        the log has. That it equals the log's last book is no proof: a burst may add up to zero.
         """
-        gatherer, connection, generation = self._leader
-        if not self.version or source.heard or source.life.ended_by(gatherer, connection):
+        if not self.version or source.life.ended_by(*self._leader):
             return True
-        if source.life.gatherer.name == gatherer and generation < source.life.gatherer.started_us:
+        window, later_us = self.window, self.effective_us + LAG_US
+        if source.last_us > (window.times[-1] or self.effective_us):
             return True
-        assert source.base is not None
-        window, last_us, later_us = self.window, self.window.times[-1], self.effective_us + LAG_US
-        if source.base_us > (last_us or self.effective_us):
-            return True
-        if source.life.newest_us >= later_us:  # nothing of this market is still to come that the log has
-            return not source.base_us or source.base_us == last_us or not last_us
-        if source.base_us:
+        if source.life.newest_us >= later_us:
+            return source.last_us in (0, window.times[-1]) or not window.times[-1]
+        if source.last_us:
             return False
-        taken_us = source.known_us
+        taken_us = source.heard[-1].clock_us if source.heard else source.known_us
         return taken_us >= later_us or (
             0 < window.times[0] <= taken_us - LAG_US and taken_us >= self.effective_us and not window.places(source.checksum, ())
         )
@@ -534,8 +537,8 @@ class MarketLog:
         self.version += 1
         self.effective_us = self._begun_us = max(self.effective_us, source.known_us)
         self._write_snapshot(source.life, source.origin, start_us, cause)
-        self.window.begin(self.version, self.book.checksum)
-        self._trim_at, self._vouched_us, self._leader = 2 * MARGIN, 0, source.life.name
+        self.window.begin(self.version, self.book.checksum, source.origin[3])
+        self._trim_at, self._vouched_us, self._leader = 2 * MARGIN, 0, source.life.name[:2]
         source.life.gatherer.led += 1
         others = [(each, each.heard) for each in alike if each is not source]
         for each, _ in others:
@@ -601,7 +604,7 @@ class MarketLog:
             self.version, self.effective_us, self.gap_start_us, self.gap_cause, leader, self._begun_us, self._vouched_us,
             self._trim_at, book, window, sources, past,
         ) = state  # fmt: skip
-        self._leader = leader[0], leader[1], leader[2]
+        self._leader = leader[0], leader[1]
         restored = book_of(book)
         assert restored is not None
         self.book = restored

@@ -346,13 +346,13 @@ class Partition:
 
     def _start(self, raw: RawFrame, offset: int) -> Sequence[Event]:
         made: list[Event] = []
+        self.lives.start(raw.gatherer, raw.recv_us)
         for ticker, market in sorted(self.markets.items()):
             book, trades = market.book, market.trades
             if any(name == raw.gatherer for name, _ in (*book.sources, *trades.vouchers)):
                 self.changed.add(ticker)
                 made += self._waited(book, book.started(raw, offset))
                 made += trades.started(raw, offset, self.window.latest_us(ticker), book.ended)
-        self.lives.gatherer(raw.gatherer).started_us = raw.recv_us
         return made
 
     def _other(self, message: messages.Envelope) -> Sequence[Event]:

@@ -89,6 +89,8 @@ class TradeLog:
     def resumed(self, raw: RawFrame, offset: int, latest_us: int, ended: bool) -> list[Gap]:
         """Return the gaps that a RESUME makes or closes."""
         gatherer, connection, generation = raw[1:4]
+        if raw[2:4] in self._lives.gatherer(gatherer).over:
+            return []
         before = [each for each in self.vouchers.values() if each.life.ended_by(gatherer, connection)]
         newest = max((each.life.generation for each in before if each.vouches or each.life.connection == connection), default=0)
         if newest > generation or any(each.vouches and each.life.generation == generation for each in before):

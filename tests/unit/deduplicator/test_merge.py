@@ -37,6 +37,15 @@ def test_whole_copies_make_the_true_stream_without_a_gap() -> None:
     assert result.counts["followed"] > 2700
 
 
+@given(st.integers(0, 10**9), st.integers(1, 5), st.sampled_from([100, 200]))
+@settings(max_examples=20, deadline=None)
+def test_what_a_small_window_loses_is_a_gap(seed: int, gatherers: int, window: int) -> None:
+    hurts = copies.Hurts(6000, 2000, 6000, 3000, 1600, 1600, 1200, 1200, 900, 4000)
+    happened = truth.generate(1000, seed, tickers=2)
+    result = merge.compare(happened, copies.publish(happened, [f"g{n}" for n in range(gatherers)], seed, hurts), Limits(window))
+    assert not result.differences, result.told
+
+
 @pytest.mark.parametrize("gatherers", [1, 3])
 def test_planned_moves_make_no_gap(gatherers: int) -> None:
     happened = truth.generate(6000, gatherers)
