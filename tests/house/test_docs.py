@@ -97,6 +97,17 @@ def test_the_compose_file_runs_every_service_by_a_command_that_exists() -> None:
         assert not build or (ROOT / "deploy" / "compose" / build["context"] / build["dockerfile"]).exists()
 
 
+def test_compose_runs_three_gatherers_each_with_its_own_name_and_disk() -> None:
+    content = yaml.safe_load((ROOT / "deploy" / "compose" / "compose.yaml").read_text())
+    gatherers = [service for service in content["services"].values() if service.get("command") == "kb-ingest"]
+    assert len({service["environment"]["KB_GATHERER"] for service in gatherers}) == len(gatherers) == 3
+    volumes = [volume.partition(":") for service in gatherers for volume in service["volumes"]]
+    assert len({name for name, _, _ in volumes} & content["volumes"].keys()) == 3
+    for service, (_, _, folder) in zip(gatherers, volumes, strict=True):
+        assert "profiles" not in service
+        assert {service["environment"][name].rpartition("/")[0] for name in ("KB_SPOOL", "KB_REGISTRY")} == {folder}
+
+
 @pytest.mark.parametrize(
     "copied", re.findall(r"^COPY (?!--from)(.*) \S+$", (ROOT / "deploy/docker/Dockerfile").read_text(), re.M)
 )
