@@ -180,11 +180,6 @@ class Session(Generic[Record]):
         """Return the exchange's clock as this connection knows it."""
         return max(now_us + self._skew_us, self._newest_us)
 
-    @property
-    def delivered_us(self) -> int:
-        """The exchange time up to which books and trades were received in order, 0 where one was not at all."""
-        return min((self._by_channel[c].newest_us if c in self._by_channel else 0) for c in (BOOK, TRADES))
-
     # What the caller wants.
 
     def subscribe_lifecycle(self, now_us: int) -> None:

@@ -12,8 +12,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-Counters = Mapping[str, int | float | str]
-"""Short metric name → value; a string is shown at /status and is no metric."""
+Counters = Mapping[str, int | float | str | Mapping[str, int | float]]
+"""Short metric name → value; a string is shown at /status and is no metric, a mapping is by gatherer: a sample each."""
 
 METRICS: Final[Mapping[str, str]] = {
     "kb_ingest_frames_total": "Websocket frames received.",
@@ -48,6 +48,7 @@ METRICS: Final[Mapping[str, str]] = {
     "kb_ingest_rest_unparsable_total": "REST answers, or objects in them, that could not be read.",
     "kb_ingest_rest_endless_total": "Lists given up since they had no end.",
     "kb_ingest_late_markets_total": "Markets that traded already when they were first heard of: not_yet_subscribed until then.",
+    "kb_ingest_audited_total": "Order books read by REST, to be compared with ours.",
     "kb_ingest_moved_total": "Markets that another connection took over before theirs let go of them.",
     "kb_ingest_connections": "Websocket connections that live.",
     "kb_ingest_subscriptions": "Markets placed on connections.",
@@ -68,8 +69,16 @@ METRICS: Final[Mapping[str, str]] = {
     "kb_deduplicator_trade_gaps_opened_total": "Gaps opened in trades.",
     "kb_deduplicator_trade_gaps_closed_total": "Gaps in trades closed.",
     "kb_deduplicator_stale_total": "Frames whose seq had passed: kept in the raw topic, not applied.",
-    "kb_deduplicator_refused_total": "Book frames of a source whose book is not known, or that came before: in the raw topic only.",
+    "kb_deduplicator_refused_total": "Book frames of a source whose book is not known, or that came before: not applied.",
     "kb_deduplicator_confirmed_total": "Book events that another gatherer had delivered before.",
+    "kb_deduplicator_gatherer_records_total": "Raw records read, by gatherer.",
+    "kb_deduplicator_gatherer_led_total": "Book events that a gatherer was the first to deliver, by gatherer: its lead.",
+    "kb_deduplicator_gatherer_confirmed_total": "Book events that another had delivered before, by gatherer: its duplicates.",
+    "kb_deduplicator_gatherer_breaks_total": "BREAK records read, by gatherer.",
+    "kb_deduplicator_gatherer_contradictions_total": "Events that contradicted the log, by gatherer.",
+    "kb_deduplicator_gatherer_excluded_markets": "Markets in which a gatherer contradicts the log and is not heard, by gatherer.",
+    "kb_deduplicator_gatherer_lag_seconds": "How far, in the exchange's time, a gatherer is behind the foremost, by gatherer.",
+    "kb_deduplicator_gatherer_lag_events": "Book events that a gatherer was behind when it last delivered any, by gatherer.",
     "kb_deduplicator_snapshots_confirmed_total": "Snapshots on our asking that equal the book.",
     "kb_deduplicator_ticker_repeats_total": "Tickers that another gatherer had delivered before, or that are older.",
     "kb_deduplicator_aligned_total": "Times that a source's place in its market's log was found.",
@@ -168,8 +177,14 @@ class _Snapshot(Collector):
             if isinstance(value, str):
                 continue
             name = _full(self._service, short)
-            family = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
-            yield family(name, METRICS.get(name, ""), value=value)
+            make = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
+            if isinstance(value, Mapping):
+                family = make(name, METRICS.get(name, ""), labels=["gatherer"])
+                for gatherer, each in value.items():
+                    family.add_metric([gatherer], each)
+                yield family
+            else:
+                yield make(name, METRICS.get(name, ""), value=value)
 
 
 def _full(service: str, short: str) -> str:

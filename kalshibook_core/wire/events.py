@@ -62,7 +62,8 @@ class RawFrame(NamedTuple):
     connection (the local time in µs at its handshake, so it only grows). `clock_us` is the exchange's clock at receipt as
     the connection knows it: the local clock corrected by the skew that the handshake's Date showed, and never behind the
     greatest exchange timestamp seen on the connection. In a BREAK it is the exchange time up to which the sid was whole:
-    the greatest exchange timestamp received in order on it, 0 if none.
+    the greatest exchange timestamp received in order on it, 0 if none. A REST record has no connection (-1) and no generation
+    (0); of an order book `generation` is the local time at which it was asked for.
 
     A gatherer may have a market on two connections at once, to hand it over: both are its sources until one of them says a BREAK.
     That of the connection which gives the market up has the cause "moved", and as `clock_us` the exchange's clock when it

@@ -109,11 +109,6 @@ class Connection:
         """The exchange's clock as the generation knows it, 0 without one."""
         return self._session.exchange_us(clock.now_us()) if self._session is not None else 0
 
-    @property
-    def delivered_us(self) -> int:
-        """The exchange time up to which books and trades were received in order, 0 without any."""
-        return self._session.delivered_us if self._session is not None else 0
-
     def place(self, markets: Mapping[str, int | None]) -> None:
         """Capture these markets as well (values: `Session.subscribe`)."""
         self.markets.update(markets)

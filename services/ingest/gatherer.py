@@ -19,8 +19,9 @@ from kalshibook_core.kalshi.markets import DATE_RESOLUTION_US
 from kalshibook_core.kalshi.messages import Lifecycle, UnparsableFrame
 from kalshibook_core.runtime import clock, logs
 from kalshibook_core.wire import codec
-from kalshibook_core.wire.events import BOOK, LAG_US, Cause, RawFrame, RawKind
+from kalshibook_core.wire.events import AUDIT, BOOK, LAG_US, Cause, RawFrame, RawKind
 from services.ingest import catalogue
+from services.ingest.audits import Audits
 from services.ingest.catalogue import Extent
 from services.ingest.connection import Connection
 from services.ingest.families import Families
@@ -138,9 +139,12 @@ class Gatherer:
         self._families = Families(
             self._settings, self._rest, self.registry, self._extent.families, self._publish, self._outbox.room, self._tell
         )
+        audits = Audits(
+            self._settings.audits_per_minute, self._rest, self._audited, self._publish_book, self._outbox.room, self._tell
+        )
         async with asyncio.TaskGroup() as self._tasks:
             self._connect(self._ears)
-            parts = (self._steer(), self._sync(), self._look_up(), self._families.run())
+            parts = (self._steer(), self._sync(), self._look_up(), self._families.run(), audits.run())
             background = [self._tasks.create_task(part) for part in parts]
             await stop.wait()
             for task in background:
@@ -272,8 +276,7 @@ class Gatherer:
     def _finish_moves(self) -> None:
         """Let go of what another connection has by now, and close the connection that has nothing left.
 
-        That the other has it is proved when all that the old one delivers is younger than the other's beginning: a stream may lag
-        by LAG_US. Where nothing happens at all nothing can be proved, and both keep it.
+        It misses nothing once all that the old one can still deliver is younger than its beginning; a stream lags by LAG_US.
         """
         plan, connections = self._plan, self.connections
         if not plan.moving and not self._successors:
@@ -287,7 +290,7 @@ class Gatherer:
             (old, new)
             for old in set(plan.moving.values())
             for new, since_us in self._complete_us.items()
-            if connections[old].delivered_us >= since_us + LAG_US
+            if connections[old].exchange_us > since_us + LAG_US
         }
         arrived = [
             ticker
@@ -426,6 +429,16 @@ class Gatherer:
         clock_us = answer.at_us + (answer.skew_us or 0)
         self._add(RawKind.REST, channel, ticker, answer.at_us, clock_us, answer.path, payload)
 
+    def _audited(self) -> list[str]:
+        markets, placed = self.registry.markets, self._plan.placed
+        return [ticker for ticker in placed if (known := markets.get(ticker)) is not None and known.status == "active"]
+
+    def _publish_book(self, answer: Answer, ticker: str, payload: bytes) -> None:
+        self._counts["audited"] += 1
+        clock_us = answer.at_us + (answer.skew_us or 0)
+        path = answer.path.partition("?")[0]  # with a hundred tickers in the query it is longer than most books
+        self._add(RawKind.REST, AUDIT, ticker, answer.at_us, clock_us, path, payload, answer.sent_us)
+
     def _say_late(self, answer: Answer, body: dict[str, Any]) -> None:
         """A market that trades already is heard of only now: what its book was since it opened, nobody here has seen.
 
@@ -451,8 +464,10 @@ class Gatherer:
         for key in keys.values():
             self._add(RawKind.START, "", key, now_us, now_us, "", b"")
 
-    def _add(self, kind: str, channel: str, ticker: str, recv_us: int, clock_us: int, detail: str, payload: bytes) -> None:
-        nowhere = (-1, 0, channel, -1, -1, False)
+    def _add(
+        self, kind: str, channel: str, ticker: str, recv_us: int, clock_us: int, detail: str, payload: bytes, asked_us: int = 0
+    ) -> None:
+        nowhere = (-1, asked_us, channel, -1, -1, False)
         record = RawFrame(kind, self._settings.gatherer, *nowhere, ticker, recv_us, clock_us, detail, payload)
         self._outbox.add(ticker.encode(), codec.encode(record), recv_us // 1000)
 

@@ -30,10 +30,11 @@ _log = structlog.get_logger()
 
 
 class Answer(NamedTuple):
-    """A body that came at the local time `at_us`; `path` is from the host's root, query included."""
+    """A body that came at the local time `at_us` to a request of `sent_us`; `path` is from the host's root, query included."""
 
     path: str
     body: Any
+    sent_us: int
     at_us: int
     skew_us: int | None
 
@@ -66,7 +67,7 @@ class Rest:
     async def __aexit__(self, *_: object) -> None:
         await self._client.aclose()
 
-    async def get(self, path: str, **query: str) -> Answer:
+    async def get(self, path: str, **query: str | list[str]) -> Answer:
         """Return the answer to GET `path`; raise Refused for a 4xx that is neither 401 (it is told) nor 429."""
         request = self._client.build_request("GET", self._url + path, params={k: v for k, v in query.items() if v})
         asked = request.url.raw_path.decode()
@@ -97,7 +98,7 @@ class Rest:
             skew_us = date_skew_us(response.headers.get("Date"), at_us)
             self.skew_us = self.skew_us if skew_us is None else skew_us
             if response.status_code == httpx.codes.OK:
-                return Answer(asked, orjson.loads(content), at_us, skew_us)
+                return Answer(asked, orjson.loads(content), now_us, at_us, skew_us)
         except (httpx.HTTPError, TimeoutError) as error:
             return f"{type(error).__name__}: {error}"
         except TooLarge:

@@ -22,7 +22,7 @@ COUNTED: Final = (
     "sequence_gap", "stale", "unannounced", "unasked", "malformed", "unparsable", "negative_level", "unknown_type", "error",
     "unanswered", "refused_markets", "turned_away", "snapshots_requested", "failed", "commands", "reconnects",
     "handshakes_failed", "rest_requests", "rest_retries", "rest_records", "rest_refused", "rest_unparsable", "rest_endless",
-    "late_markets", "moved",
+    "late_markets", "moved", "audited",
 )  # fmt: skip
 """What only grows; each is a metric kb_ingest_<name>_total."""
 

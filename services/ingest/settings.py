@@ -12,6 +12,7 @@ KB_MARKET_STATUSES       REST statuses of the markets to capture (open,unopened)
 KB_RECONCILE_SECONDS     how often the list of markets is read anew (300)
 KB_REGISTRY              file that keeps the markets known, so that a restart asks only for what changed (none: all is read again)
 KB_REQUESTS_PER_SECOND   REST requests a second at most (10)
+KB_AUDITS_PER_MINUTE     order books a minute that REST is asked for, to be compared with ours; 0: none (600)
 KB_COMMANDS_PER_SECOND   websocket commands a second and connection at most (100)
 KB_BUFFER_BYTES          frames kept in memory while Kafka is away or slow (268435456)
 KB_SPOOL                 folder for the frames that come while Kafka is away, in one of the gatherer's name (none: memory only)
@@ -67,6 +68,7 @@ class Settings:
     statuses: tuple[str, ...] = ("open", "unopened")
     reconcile_seconds: float = 300
     requests_per_second: float = 10
+    audits_per_minute: int = 600
     commands_per_second: float = 100
     buffer_bytes: int = 256 * 1024 * 1024
     silence_seconds: float = 30
@@ -94,6 +96,7 @@ def from_env(env: Environment) -> Settings:
         statuses=statuses,
         reconcile_seconds=settings.seconds(env, "KB_RECONCILE_SECONDS", 300, minimum=1),
         requests_per_second=settings.seconds(env, "KB_REQUESTS_PER_SECOND", 10, minimum=0.1),
+        audits_per_minute=settings.integer(env, "KB_AUDITS_PER_MINUTE", 600, minimum=0),
         commands_per_second=settings.seconds(env, "KB_COMMANDS_PER_SECOND", 100, minimum=1),
         buffer_bytes=settings.integer(env, "KB_BUFFER_BYTES", 256 * 1024 * 1024, minimum=1024 * 1024),
         silence_seconds=settings.seconds(env, "KB_SILENCE_SECONDS", 30, minimum=1),
