@@ -23,6 +23,7 @@ from services.ingest.gatherer import PAGE
 NAME = "registry"
 MARKETS = 1_000_000
 CHANGES = 20_000
+_NO_FAMILIES = b'{"cursor":"","events":[],"series":[]}'
 
 
 def run(addresses: Addresses) -> list[Row]:
@@ -91,10 +92,10 @@ async def markets(announce: exchange.Announce, count: int) -> None:
         while request := await reader.readline():
             while (await reader.readline()).strip():
                 pass
-            cursor = httpx.URL(request.split()[1].decode()).params.get("cursor", "")
-            body = _page(int(cursor or 0), count)
+            url = httpx.URL(request.split()[1].decode())
+            page = _page(int(url.params.get("cursor") or 0), count) if url.path.endswith("/markets") else _NO_FAMILIES
             date = b"Date: Sat, 21 Nov 2026 10:00:00 GMT"
-            writer.write(b"HTTP/1.1 200 OK\r\n%b\r\nContent-Length: %d\r\n\r\n%b" % (date, len(body), body))
+            writer.write(b"HTTP/1.1 200 OK\r\n%b\r\nContent-Length: %d\r\n\r\n%b" % (date, len(page), page))
             await writer.drain()
 
     server = await asyncio.start_server(answer, "127.0.0.1", 0)

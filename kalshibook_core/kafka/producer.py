@@ -151,8 +151,11 @@ class Producer:
         if kind is None and self._failure is not None:
             raise self._failure
 
-    def add(self, topic: Topic, key: bytes, value: bytes | None, timestamp_ms: int | None = None) -> None:
-        """Append a record to its partition's open batch. `value` None is a tombstone. Raises ProduceFailed after a failure."""
+    def add(self, topic: Topic, key: bytes, value: bytes | None, timestamp_ms: int | None = None) -> int:
+        """Append a record to its partition's open batch; return the partition. `value` None is a tombstone.
+
+        Raises ProduceFailed after a failure.
+        """
         if self._failure is not None:
             raise self._failure
         partition = partition_of(key, self._cluster.partitions)
@@ -172,6 +175,7 @@ class Producer:
         lane.added += 1
         self.buffered += size
         self.added += 1
+        return partition
 
     async def room(self) -> None:
         """Wait while more than `max_buffered` bytes are unacknowledged. Raises ProduceFailed after a failure."""

@@ -125,9 +125,8 @@ class Outbox:
         """Take a record of the raw topic. Raises ProduceFailed where the broker refuses for good."""
         producer = self._producer
         if self._direct and producer is not None:
-            producer.add(topics.RAW, key, value, timestamp_ms)
+            partition = producer.add(topics.RAW, key, value, timestamp_ms)
             if self._spool is not None:
-                partition = partition_of(key, self._cluster.partitions)
                 self._unacked[partition].append((key, value, timestamp_ms))
                 self._added[partition] += 1
             if producer.buffered > self._buffer_bytes:
