@@ -45,9 +45,7 @@ class Splitter:
             data = self._rest + data
         at, end, keep = 0, len(data), self.messages.append
         if self._owed:
-            at = min(self._owed, end)
-            self._owed -= at
-            self._pass_on(data[:at])
+            at = self._other(data, 0, self._owed)
         while end - at >= 2:
             length, start = data[at + 1], at + 2
             if length == _TWO_BYTES:
@@ -67,13 +65,16 @@ class Splitter:
                 keep(data[start:stop])
                 at = stop
                 continue
-            whole = self._pass_on(data[at:stop])
-            self._owed = max(0, stop - end) if whole else _ALL
-            at = min(stop, end)
-            if not whole and at < end:
-                self._pass_on(data[at:])
-                at = end
+            at = self._other(data, at, stop)
         self._rest = data[at:]
+
+    def _other(self, data: bytes, start: int, stop: int) -> int:
+        """Pass on what has come of a frame, and all that follows one after which nothing is believed; return where to go on."""
+        if not self._pass_on(data[start:stop]):
+            self._pass_on(data[stop:])
+            stop = _ALL
+        self._owed = max(0, stop - len(data))
+        return min(stop, len(data))
 
 
 class Socket(ClientConnection):

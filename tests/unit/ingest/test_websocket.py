@@ -67,6 +67,7 @@ class Reader:
 
 @given(STREAMS, st.lists(st.integers(0, 1 << 18), max_size=8))
 @example(message(Opcode.TEXT, b"a") * 3 + message(Opcode.CLOSE, b"\x03\xe8") + message(Opcode.TEXT, b"b"), [])
+@example(message(Opcode.CONT, b"begins nothing") + message(Opcode.TEXT, b"b"), [2])
 @example(fragmented([b"a", b"b"], [message(Opcode.TEXT, b"in between")]), [])
 def test_the_short_way_leads_where_the_long_one_does(stream: bytes, cuts: list[int]) -> None:
     """Whatever is sent, however it is cut; a header that is not whole may wait, so something follows."""
