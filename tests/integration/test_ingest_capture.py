@@ -133,6 +133,14 @@ async def test_what_was_sent_is_in_the_topic(cluster: Cluster, tmp_path: Path) -
         capture.exchange.pause()
         tickers = capture.tickers
         truths = {ticker: capture.exchange.truth(ticker) for ticker in tickers}
+        sent = Counter(event["type"] for truth in truths.values() for event in truth if event["sent"])
+
+        def received() -> bool:
+            mine = [r for r in capture.of("FRAME") + capture.of("FRAME", TRADE) if r.market_ticker in tickers]
+            got = Counter("trade" if r.channel == TRADE else "delta" for r in mine if b"snapshot" not in r.payload)
+            return all(got[kind] >= sent[kind] for kind in ("delta", "trade"))
+
+        await capture.until(received, "everything sent")  # else the drain, which breaks the markets, leaves some in the socket
     assert_contiguous(capture)
     for ticker, truth in truths.items():
         sent = [event for event in truth if event["sent"]]

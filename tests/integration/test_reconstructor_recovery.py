@@ -103,15 +103,19 @@ async def test_kill_9_gives_the_same_books_and_the_same_checkpoints(cluster, cli
         assert await service.drain() == 0
     written = await checkpoints(cluster)
 
-    # What one reconstructor that never died would have written, market by market, plus what each drain or crash added again.
+    # All that one reconstructor that never died would have written, and what the drain and each hand-over of a partition added:
+    # nothing but books as they were.
     truth = {n: PartitionBooks(policy=Policy(events=50)) for n in range(cluster.partitions)}
     should: set[tuple[str, int, int]] = set()
+    may: set[tuple[str, int, int]] = set()
     for offset, event in enumerate(events):
         books = truth[partition_of(event.market_ticker.encode(), cluster.partitions)]
         books.apply(event, offset, 0)
+        now = books.books[event.market_ticker].checkpoint(offset)
+        may.add((now.market_ticker, now.version, now.checksum))
         should |= {(c.market_ticker, c.version, c.checksum) for c in books.due(0)}
     should |= {(c.market_ticker, c.version, c.checksum) for books in truth.values() for c in books.rest()}
-    assert {(c.market_ticker, c.version, c.checksum) for part in written.values() for c in part} == should
+    assert should <= {(c.market_ticker, c.version, c.checksum) for part in written.values() for c in part} <= may
 
     for n, part in written.items():  # a drain leaves nothing to fold
         restored = PartitionBooks(part)
