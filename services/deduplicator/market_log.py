@@ -106,6 +106,11 @@ class MarketLog:
         """True while some source's place is not known."""
         return any(source.standing is SEEKING for source in self.sources.values())
 
+    @property
+    def contradicting(self) -> set[str]:
+        """The gatherers that said something else than the log, and have not agreed with it since."""
+        return {each.life.gatherer.name for each in self.sources.values() if each.standing is SEEKING and each.against}
+
     # What the raw topic says. Each returns the events it makes.
 
     def confirms(self, raw: RawFrame, mark: int) -> bool:
@@ -389,6 +394,7 @@ class MarketLog:
     def _join(self, source: Source, version: int, heard: int) -> None:
         """Put a source into the log after `version`, the first `heard` of its events being there; the others follow."""
         rest = source.heard[heard:]
+        source.life.gatherer.confirmed += heard
         source.align(version)
         self.tally["aligned"] += 1
         for event in rest:
@@ -479,9 +485,11 @@ class MarketLog:
         with_it = [*with_it, *(each for each in self.sources.values() if each.standing is ALIGNED and each.at == agreed)]
         for each in self.sources.values():
             if each.standing is ALIGNED:
-                if each.at > agreed:
-                    self._tell("excluded", self.ticker, f"{each.life.gatherer.name} led or confirmed what most contradict")
+                excluded = each.at > agreed
                 self._unalign(each)
+                if excluded:
+                    each.against = agreed + 1
+                    self._tell("excluded", self.ticker, f"{each.life.gatherer.name} led or confirmed what most contradict")
         self._gap(Cause.SEQUENCE_GAP, start_us)
         self._begin(source, with_it)
 

@@ -126,6 +126,11 @@ class Partition:
         """How many markets have a source whose place in the log is not known."""
         return len(self._waiting)
 
+    @property
+    def excluded(self) -> Counter[str]:
+        """In how many markets a gatherer contradicts the log and is not heard until it agrees."""
+        return Counter(name for ticker in self._waiting for name in self.markets[ticker].book.contradicting)
+
     def memories(self, offset: int) -> Iterable[MarketMemory]:
         """Return what a savepoint writes, as of the raw record at `offset`: the markets that changed since the one before."""
         lives: Lives | None = self.lives

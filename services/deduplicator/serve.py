@@ -21,7 +21,6 @@ costs doing again what came after it (`restore`), so how often is a matter of ti
 
 import asyncio
 from collections import Counter
-from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -35,6 +34,7 @@ from kalshibook_core.kafka.consumer import Batch, Consumer, Record, TopicPartiti
 from kalshibook_core.kafka.errors import Fenced
 from kalshibook_core.kafka.producer import Producer
 from kalshibook_core.runtime import clock, health, logs
+from kalshibook_core.runtime.metrics import Counters
 from kalshibook_core.wire import codec
 from kalshibook_core.wire.events import BookDelta, BookSnapshot, Gap, Lifecycle, RawFrame, Ticker, Trade
 from services.deduplicator.alignment import Gatherer
@@ -55,6 +55,11 @@ _UNPARSABLE: Final = (
     "malformed_frame", "unknown_kind", "unparsable_book", "corrupt_book", "unparsable_trade", "unparsable_ticker",
     "unparsable_lifecycle", "unparsable_rest", "no_market",
 )  # fmt: skip
+_COUNTED: Final = ("records_total", "led_total", "confirmed_total", "contradictions_total", "breaks_total")
+_NOW: Final = ("excluded_markets", "lag_seconds", "lag_events")
+MOST_GATHERERS: Final = 8
+"""Gatherers with figures of their own; what else calls itself one is counted as "other"."""
+
 _POLL_MS: Final = 200
 _SAVE_SECONDS: Final = 30.0
 """After which a savepoint is written where little happens."""
@@ -99,6 +104,7 @@ class Member:
         self._group = settings.cluster.group(GROUP)
         self._tally: Counter[str] = Counter()
         self._gatherers: Counter[tuple[str, str]] = Counter()
+        self._before: Counter[tuple[str, str]] = Counter()  # what gatherers were good for in partitions given back
         self._assigned: dict[TopicPartition, _Assigned] = {}
         self._producers = AsyncExitStack()
         self._consumer: Consumer | None = None
@@ -123,9 +129,9 @@ class Member:
         """Tell whether partitions are assigned and restored."""
         return bool(self._assigned)
 
-    def counters(self) -> Mapping[str, int | float | str]:
+    def counters(self) -> Counters:
         """Return what was counted since the process started."""
-        tally = self._tally
+        tally, by_gatherer = self._tally, self._by_gatherer()
         return {
             "frames_total": tally["frames"],
             "snapshots_total": tally["BookSnapshot"],
@@ -144,34 +150,38 @@ class Member:
                     "fell_behind", "past_full",
                 )
             },
-            "confirmed_total": sum(each.confirmed for each in self._everybody()),
             "markets": sum(len(ours.partition.markets) for ours in self._assigned.values()),
             "waiting_markets": sum(ours.partition.waiting for ours in self._assigned.values()),
             "partitions": len(self._assigned),
             "lag_records": sum(self._consumer.lag().values()) if self._consumer else 0,
-            "gatherers": "; ".join(f"{name} {figures}" for name, figures in sorted(self._figures().items())),
+            "confirmed_total": sum(by_gatherer["gatherer_confirmed_total"].values()),
+            **by_gatherer,
         }  # fmt: skip
 
     def _everybody(self) -> list[Gatherer]:
         return [each for ours in self._assigned.values() for each in ours.partition.lives.gatherers.values()]
 
-    def _figures(self) -> dict[str, str]:
-        """What each gatherer is good for, since its partitions were assigned."""
-        figures: dict[str, Counter[str]] = {}
-        newest_us: dict[str, int] = {}
-        for each in self._everybody():
-            of = figures.setdefault(each.name, Counter())
-            of["led"] += each.led
-            of["repeated"] += each.confirmed
-            of["contradicted"] += each.contradictions
-            of["behind"] += each.behind
-            newest_us[each.name] = max(newest_us.get(each.name, 0), each.newest_us)
+    def _by_gatherer(self) -> dict[str, dict[str, int | float]]:
+        """What each gatherer is good for: counted since the process started, or as it is now in the partitions assigned."""
+        figures: dict[str, dict[str, int | float]] = {f"gatherer_{name}": {} for name in (*_COUNTED, *_NOW)}
+        everybody = self._everybody()
+        front_us = max((each.newest_us for each in everybody), default=0)
         for (name, kind), count in self._gatherers.items():
-            figures.setdefault(name, Counter())[kind] += count
-        front_us = max(newest_us.values(), default=0)
-        for name, us in newest_us.items():
-            figures[name]["lag_ms"] = (front_us - us) // 1000
-        return {name: ", ".join(f"{kind} {count}" for kind, count in sorted(of.items())) for name, of in figures.items()}
+            _add(figures["gatherer_records_total"], name, count)
+            _add(figures["gatherer_breaks_total"], name, count if kind == "BREAK" else 0)
+        for each in everybody:
+            _add(figures["gatherer_led_total"], each.name, each.led)
+            _add(figures["gatherer_confirmed_total"], each.name, each.confirmed)
+            _add(figures["gatherer_contradictions_total"], each.name, each.contradictions)
+            _add(figures["gatherer_lag_events"], each.name, each.behind)
+        for (name, figure), count in self._before.items():
+            _add(figures[figure], name, count)
+        for name in {each.name for each in everybody}:
+            newest_us = max(each.newest_us for each in everybody if each.name == name)
+            _add(figures["gatherer_lag_seconds"], name, round((front_us - newest_us) / 1e6, 3) if newest_us else 0)
+            excluded = sum(ours.partition.excluded[name] for ours in self._assigned.values())
+            _add(figures["gatherer_excluded_markets"], name, excluded)
+        return figures
 
     async def _take_over(self, assigned: set[TopicPartition]) -> dict[TopicPartition, int]:
         assert self._consumer is not None
@@ -191,6 +201,8 @@ class Member:
             self._gatherers.clear()
             self._gatherers.update(gatherers)
             partition.notices.clear()
+            for each in partition.lives.gatherers.values():
+                each.led = each.confirmed = each.contradictions = 0
             taken[where] = _Assigned(partition, producer, clock.monotonic(), offset=starts[where] - 1)
             seconds = round(clock.monotonic() - begun, 3)
             markets = len(partition.markets)
@@ -200,6 +212,9 @@ class Member:
 
     async def _drop(self, _: set[TopicPartition]) -> None:
         # Rebalances are eager: all partitions are revoked together, whichever come back.
+        for each in self._everybody():
+            counts = {"led": each.led, "confirmed": each.confirmed, "contradictions": each.contradictions}
+            self._before.update({(each.name, f"gatherer_{name}_total"): count for name, count in counts.items()})
         self._assigned = {}
         await self._producers.aclose()
 
@@ -265,3 +280,8 @@ class Member:
     def _foreign(self, partition: Partition, record: Record, why: str) -> None:
         self._tally["foreign_records"] += 1
         partition.notices["foreign_records"] = (repr(record.key)[:80], f"offset {record.offset}: {why}")
+
+
+def _add(figure: dict[str, int | float], gatherer: str, value: int | float) -> None:
+    name = gatherer if gatherer in figure or len(figure) < MOST_GATHERERS else "other"
+    figure[name] = figure.get(name, 0) + value

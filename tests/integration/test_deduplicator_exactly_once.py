@@ -18,11 +18,14 @@ from kalshibook_core.kafka.cluster import Cluster, partition_of
 from kalshibook_core.kafka.consumer import Consumer, TopicPartition
 from kalshibook_core.kafka.producer import Producer
 from kalshibook_core.kafka.reader import read_partition
+from kalshibook_core.runtime import metrics
 from kalshibook_core.wire import codec
 from kalshibook_core.wire.events import BookDelta, BookSnapshot, Gap, Lifecycle, RawFrame, Ticker, Trade
 from kalshibook_tools.verify import copies, truth
 from services.deduplicator.partition import Partition
 from services.deduplicator.restore import BrokenLog, restore
+from services.deduplicator.serve import Member
+from services.deduplicator.settings import Settings
 from tests.unit.deduplicator.source import T0, Source
 
 DEADLINE = 120
@@ -63,7 +66,11 @@ def life(seed: int) -> Iterator[RawFrame]:
 async def publish(cluster: Cluster, seed: int, raws: Iterable[RawFrame] = ()) -> None:
     async with Producer(cluster) as producer:
         for raw in raws or life(seed):
-            producer.add(topics.RAW, raw.market_ticker.encode(), codec.encode(raw))
+            tickers = [raw.market_ticker]
+            if raw.kind == "START":
+                tickers = list({partition_of(f"@{n}".encode(), cluster.partitions): f"@{n}" for n in range(99)}.values())
+            for ticker in tickers:
+                producer.add(topics.RAW, ticker.encode(), codec.encode(raw._replace(market_ticker=ticker)))
         producer.add(topics.RAW, b"KXKILL-0.5", b"not ours")
         producer.add(topics.RAW, b"KXKILL-1.5", codec.encode(next(life(seed)))[:-9])
 
@@ -136,48 +143,80 @@ async def expect(cluster: Cluster, expected: Streams, progress: Progress) -> Non
             assert all(events == expected[where][: len(events)] for where, events in shown.items())
 
 
-async def test_killed_at_random_points_it_writes_what_it_would_have_written(cluster: Cluster, tmp_path: Path) -> None:
-    rng = random.Random(3)
-    await publish(cluster, seed=3)
-    expected = await quiet(cluster)
+async def killed_at_random_points(cluster: Cluster, log: Path, expected: Streams, seed: int) -> None:
+    """One process after another, each killed in mid-stream, the last stopped: together they write what is expected."""
+    rng = random.Random(seed)
     total = sum(len(events) for (name, _), events in expected.items() if name == topics.BOOK.name)
-    assert any(isinstance(event, Gap) for events in expected.values() for event in events)
     async with Consumer(cluster, [topics.BOOK]) as reader:
         progress = Progress(reader, [])
         for part in range(1, 5):
-            with deduplicator(cluster, tmp_path / "log") as process:
+            with deduplicator(cluster, log) as process:
                 progress.processes = [process]
                 await progress.reach(max(progress.count + 1, total * part // 6 + rng.randrange(-50, 50)))
                 process.kill()
             progress.processes = []
             assert progress.count < total  # it was killed in mid-stream
-        with deduplicator(cluster, tmp_path / "log") as process:
+        with deduplicator(cluster, log) as process:
             progress.processes = [process]
             await expect(cluster, expected, progress)
             process.send_signal(signal.SIGTERM)
-            assert process.wait(30) == 0, (tmp_path / "log").read_text()
+            assert process.wait(30) == 0, log.read_text()
+
+
+async def test_killed_at_random_points_it_writes_what_it_would_have_written(cluster: Cluster, tmp_path: Path) -> None:
+    await publish(cluster, seed=3)
+    expected = await quiet(cluster)
+    assert any(isinstance(event, Gap) for events in expected.values() for event in events)
+    await killed_at_random_points(cluster, tmp_path / "log", expected, seed=3)
+
+
+def hurt(seed: int) -> list[RawFrame]:
+    """Three gatherers that hand markets over to other connections, and are killed, cut and delayed."""
+    happened = truth.generate(4000, seed, tickers=9)
+    return [told.raw for told in copies.publish(happened, ["g1", "g2", "g3"], seed, copies.Hurts(move=2000))]
 
 
 async def test_three_gatherers_and_a_killed_deduplicator_make_the_true_stream(cluster: Cluster, tmp_path: Path) -> None:
-    rng = random.Random(7)
-    happened = truth.generate(4000, seed=7, tickers=9)
-    raws = [told.raw for told in copies.publish(happened, ["g1", "g2", "g3"], seed=7, hurts=copies.Hurts())]
+    raws = hurt(7)
+    assert {"START", "BREAK"} < {raw.kind for raw in raws} and any(raw.detail == "moved" for raw in raws)
     await publish(cluster, 7, raws)
+    await killed_at_random_points(cluster, tmp_path / "log", await quiet(cluster), seed=7)
+
+
+async def test_killed_while_another_joins_three_gatherers_make_the_same_stream(cluster: Cluster, tmp_path: Path) -> None:
+    await publish(cluster, 8, hurt(8))
     expected = await quiet(cluster)
     total = sum(len(events) for (name, _), events in expected.items() if name == topics.BOOK.name)
-    assert total < len(raws) / 2
     async with Consumer(cluster, [topics.BOOK]) as reader:
         progress = Progress(reader, [])
-        for part in range(1, 5):
-            with deduplicator(cluster, tmp_path / "log") as process:
-                progress.processes = [process]
-                await progress.reach(max(progress.count + 1, total * part // 6 + rng.randrange(-50, 50)))
-                process.kill()
-            progress.processes = []
-            assert progress.count < total
-        with deduplicator(cluster, tmp_path / "log") as process:
-            progress.processes = [process]
-            await expect(cluster, expected, progress)
+        with deduplicator(cluster, tmp_path / "a") as a:
+            progress.processes = [a]
+            await progress.reach(total // 4)
+            with deduplicator(cluster, tmp_path / "b") as b:
+                await progress.reach(total // 3)  # in the midst of the rebalance, or just after it
+                a.kill()
+                progress.processes = [b]
+                await expect(cluster, expected, progress)
+
+
+async def test_a_gatherer_that_lies_is_told_by_name(cluster: Cluster) -> None:
+    a, b, c = (Source(f"g{n}", generation=T0 + n, ticker="KXLIES") for n in (1, 2, 3))
+    raws = [source.snapshot(10_000_000, {4800: 1000}, {}) for source in (a, b, c)]
+    for at, lie in ((11_000_000, 100), (12_000_000, 100), (13_000_000, 777)):
+        raws += [source.delta(at, "yes", 4800, lie if source is b else 100) for source in (a, b, c)]
+    await publish(cluster, 0, raws)
+    member, stop = Member(Settings(cluster, 100, 0, 100, 1000, 300_000_000, 1000, "127.0.0.1", 0)), asyncio.Event()
+    metrics.check("deduplicator", member.counters())
+    async with asyncio.TaskGroup() as tasks, asyncio.timeout(DEADLINE):
+        tasks.create_task(member.run(stop))
+        while member.counters()["frames_total"] != len(raws) + 2:  # noqa: ASYNC110  (watched from outside)
+            await asyncio.sleep(0.05)
+        counters = member.counters()
+        stop.set()
+    assert counters["gatherer_contradictions_total"] == counters["gatherer_excluded_markets"] == {"g1": 0, "g2": 1, "g3": 0}
+    assert counters["gatherer_led_total"] == {"g1": 4, "g2": 0, "g3": 0}
+    assert counters["gatherer_confirmed_total"] == {"g1": 0, "g2": 2, "g3": 3}
+    assert counters["gatherer_records_total"] == {"g1": 4, "g2": 4, "g3": 4}
 
 
 async def test_a_second_process_joins_and_a_frozen_one_comes_back(cluster: Cluster, tmp_path: Path) -> None:

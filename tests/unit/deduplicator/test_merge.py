@@ -125,6 +125,16 @@ def test_an_altered_delta_is_found_and_its_source_excluded() -> None:
     events = receive(*raws, partition=partition)
     assert [event.delta for event in events if isinstance(event, BookDelta)] == [100, 100, 100, 5]
     assert partition.tally["contradiction"] == 1 and not partition.tally["corrections"]
+    assert partition.excluded == {"g2": 1} and partition.lives.gatherers["g2"].contradictions == 1
+    agrees = [b.snapshot(16 * S, {4800: 1305}, {})]
+    for at in (17 * S, 40 * S):
+        agrees += [each.delta(at, "yes", 4800, 1) for each in (a, b)]
+    agrees += [a.broken(41 * S), c.broken(41 * S), b.delta(42 * S, "yes", 4800, 1)]
+    for offset, raw in enumerate(agrees, len(raws)):
+        events += partition.receive(raw, offset)
+    assert not partition.excluded
+    assert [event.delta for event in events if isinstance(event, BookDelta)][4:] == [1, 1, 1]
+    assert not any(isinstance(event, Gap) for event in events)
 
 
 def test_two_who_reorder_events_agree_again_after_them() -> None:
@@ -148,6 +158,8 @@ def test_a_liar_who_led_is_corrected_by_the_majority() -> None:
     assert isinstance(snapshot, BookSnapshot) and Book(snapshot.yes, snapshot.no) == Book([(4800, 1200)])
     assert [event.delta for event in after if isinstance(event, BookDelta)] == [100, 1]
     assert (partition.tally["excluded"], partition.tally["corrections"]) == (1, 1)
+    assert (snapshot.raw_offset, snapshot.sid, snapshot.gap_start_us) == (6, 1, T0 + 12 * S)  # the book after version 3
+    assert partition.markets[TICKER].book.contradicting == {"g1"}
 
 
 def test_a_quiet_markets_newcomer_is_placed_by_the_clock_of_its_connection() -> None:

@@ -30,6 +30,14 @@ def test_prometheus_reads_what_we_render() -> None:
     assert [(s.name, s.value) for s in frames.samples if s.name.endswith("_total")] == [("kb_ingest_frames_total", 12.0)]
 
 
+def test_what_is_counted_by_gatherer_has_that_label() -> None:
+    text = metrics.render("deduplicator", {"gatherer_led_total": {"g1": 3, 'g"2': 4}, "gatherer_lag_seconds": {}}).decode()
+    found = {family.name: family for family in text_string_to_metric_families(text)}
+    samples = [(s.labels, s.value) for s in found["kb_deduplicator_gatherer_led"].samples if s.name.endswith("_total")]
+    assert samples == [({"gatherer": "g1"}, 3.0), ({"gatherer": 'g"2'}, 4.0)]
+    assert not found["kb_deduplicator_gatherer_lag_seconds"].samples
+
+
 def test_readiness_is_what_the_service_says_now() -> None:
     states = iter([False, True])
     first, second = (health.answer("/readyz", "ingest", lambda: next(states), dict) for _ in range(2))
