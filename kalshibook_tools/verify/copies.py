@@ -14,7 +14,8 @@ from typing import Final
 import orjson
 
 from kalshibook_core.kalshi import messages
-from kalshibook_core.kalshi.session import MARKET_CHANNELS, Session
+from kalshibook_core.kalshi.session import Session
+from kalshibook_core.kalshi.subscriptions import MARKET_CHANNELS
 from kalshibook_core.orderbook import Book
 from kalshibook_core.wire.events import LAG_US, Cause, RawFrame
 from kalshibook_tools.verify.truth import Event, snapshot_msg

@@ -8,8 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kalshibook_core.kalshi import session as sessions
+from kalshibook_core.kalshi import subscriptions
 from kalshibook_core.kalshi.messages import COMBO_LIFECYCLE
-from kalshibook_core.kalshi.session import BOOK, LIFECYCLE, REPLY_US, TICKERS, TRADES, Session
+from kalshibook_core.kalshi.session import Session
+from kalshibook_core.kalshi.subscriptions import BOOK, LIFECYCLE, REPLY_US, TICKERS, TRADES
 from kalshibook_core.wire.events import Cause, RawFrame, RawKind
 from tests.unit.kalshi import frames
 
@@ -50,8 +52,11 @@ def brief(records: list[RawFrame]) -> list[tuple[str, str, str]]:
 
 def test_words_are_those_of_the_stream() -> None:
     """The session cannot import the stream's vocabulary (it stands below it), so it is held to it here."""
-    assert {sessions.FRAME, sessions.STALE, sessions.BREAK, sessions.RESUME} == set(RawKind) - {RawKind.REST, RawKind.START}
-    assert (sessions.SEQUENCE_GAP, sessions.SUBSCRIPTION_ERROR) == (Cause.SEQUENCE_GAP, Cause.SUBSCRIPTION_ERROR)
+    assert {sessions.FRAME, sessions.STALE, subscriptions.BREAK, subscriptions.RESUME} == set(RawKind) - {
+        RawKind.REST,
+        RawKind.START,
+    }
+    assert (subscriptions.SEQUENCE_GAP, subscriptions.SUBSCRIPTION_ERROR) == (Cause.SEQUENCE_GAP, Cause.SUBSCRIPTION_ERROR)
 
 
 # Properties.
@@ -379,15 +384,20 @@ def test_a_refused_market_does_not_keep_the_others_out() -> None:
 
 
 def test_markets_beyond_one_command_wait_for_the_sid() -> None:
-    tickers = [f"KXDOG-{n}" for n in range(sessions.BATCH * 2 + 1)]
+    tickers = [f"KXDOG-{n}" for n in range(subscriptions.BATCH * 2 + 1)]
     session = Session(RawFrame, "g1", 0, 1, skew_us=0, counts=Counter())
     session.subscribe(dict.fromkeys(tickers), NOW)
     (first,) = map(orjson.loads, session.commands_to_send())
-    assert first["params"]["market_tickers"] == tickers[: sessions.BATCH] and first["params"]["use_yes_price"] is False
+    assert first["params"]["market_tickers"] == tickers[: subscriptions.BATCH] and first["params"]["use_yes_price"] is False
     feed(session, frames.subscribed(1, BOOK, 1))
-    assert [(s, len(t)) for _, s, t in sent(session)] == [([1], sessions.BATCH), ([1], 1)]
+    assert [(s, len(t)) for _, s, t in sent(session)] == [([1], subscriptions.BATCH), ([1], 1)]
     feed(session, frames.subscribed(1, TRADES, 2), frames.subscribed(1, TICKERS, 3))
-    assert [(s, len(t)) for _, s, t in sent(session)] == [([2], sessions.BATCH), ([2], 1), ([3], sessions.BATCH), ([3], 1)]
+    assert [(s, len(t)) for _, s, t in sent(session)] == [
+        ([2], subscriptions.BATCH),
+        ([2], 1),
+        ([3], subscriptions.BATCH),
+        ([3], 1),
+    ]
 
 
 def test_unsubscribed_markets_end_without_a_break() -> None:
@@ -493,7 +503,7 @@ def test_a_command_that_came_too_fast_is_sent_again_and_slower() -> None:
     assert [action for action, *_ in before] == ["add_markets"] * 3
     feed(session, *[frames.error(27, "Too many requests", id=number) for number in (2, 3, 4)])
     assert session.too_fast and not sent(session) and not session.settled
-    session.due(NOW + sessions.SLOWER_US)
+    session.due(NOW + subscriptions.SLOWER_US)
     assert sent(session) == before and session.failed is None
     feed(session, frames.ok(5, 1, 1, []), frames.ok(6, 2, 1, []), frames.ok(7, 3, 1, []))
     assert session.settled
@@ -505,7 +515,7 @@ def test_a_first_subscription_that_came_too_fast_is_sent_again() -> None:
     before = sent(session)
     for time in range(1, 9):  # for as long as the exchange says so
         feed(session, frames.error(27, "Too many requests", id=time))
-        session.due(NOW + time * sessions.SLOWER_US)
+        session.due(NOW + time * subscriptions.SLOWER_US)
         assert sent(session) == before and session.failed is None
 
 
