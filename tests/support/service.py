@@ -73,7 +73,8 @@ class Service:
         self.process.wait()
 
     async def drain(self) -> int:
-        """SIGTERM; return the exit code."""
+        """SIGTERM, once it listens for one; return the exit code."""
+        await until(self.status)
         assert self.process is not None
         self.process.terminate()
         return await asyncio.to_thread(self.process.wait, WITHIN)
