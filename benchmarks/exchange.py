@@ -134,7 +134,7 @@ async def desk(
     cluster = Cluster(brokers, f"bench{uuid.uuid4().hex[:8]}.")
     await admin.ensure_topics(cluster)
     credentials = Credentials("none", rsa.generate_private_key(public_exponent=65537, key_size=2048))
-    told = Settings(cluster, credentials, ws_url, rest_url, **settings)
+    told = Settings(cluster, credentials, ws_url, rest_url, **({"audits_per_minute": 0} | settings))
     with tempfile.TemporaryDirectory() as folder:
         async with outbox(cluster, SpoolSettings(Path(folder)), "g1", told.buffer_bytes) as opened:
             yield Desk(told, opened, Counter(), random.Random(1))

@@ -8,6 +8,7 @@ resident memory is the process's, everything included.
 import asyncio
 import random
 import tempfile
+import time
 from pathlib import Path
 
 import httpx
@@ -57,16 +58,16 @@ async def _gather(announce: exchange.Announce, url: str, brokers: str) -> None:
                 while not file.exists():  # noqa: ASYNC110
                     await asyncio.sleep(0.05)
             resident = exchange.resident()
-            worst, changed = 0.0, clock.monotonic()
+            worst, changed = 0.0, clock.monotonic()  # the worst by CPU time: what else the machine does is not the registry's
             tickers = desk.rng.sample(list(gatherer.registry.markets), CHANGES)
             for ticker in tickers:
-                each = clock.monotonic()
+                each = time.thread_time()
                 gatherer.registry.hear(Lifecycle(ticker, "determined", {}), clock.now_us())
                 for stirred in gatherer.registry.stirred(clock.now_us()):
                     rank = gatherer.registry.rank(stirred, clock.now_us())
                     gatherer._plan.drop(stirred) if rank is None else gatherer._plan.want(stirred, rank)
                 gatherer._plan.changes()
-                worst = max(worst, clock.monotonic() - each)
+                worst = max(worst, time.thread_time() - each)
             change = (clock.monotonic() - changed) / CHANGES
         began = clock.monotonic()
         found = catalogue.load(file, url, desk.settings.statuses)
@@ -78,7 +79,7 @@ async def _gather(announce: exchange.Announce, url: str, brokers: str) -> None:
             Row.of("registry: a million markets read, published and planned", planned, "s", bare),
             Row.of("registry: resident memory of the process", resident / 1e6, "MB", before / 1e6),
             Row("registry: one lifecycle change applied, mean", change * 1e6, "us", None, None),  # type: ignore[arg-type]
-            Row("registry: one lifecycle change applied, worst", worst * 1e6, "us", None, None),  # type: ignore[arg-type]
+            Row("registry: one lifecycle change applied, worst of 20,000, CPU", worst * 1e6, "us", None, None),  # type: ignore[arg-type]
             Row("registry: loaded again after a restart", loaded, "s", None, None),  # type: ignore[arg-type]
             Row("registry: size on disk", size / 1e6, "MB", None, None),  # type: ignore[arg-type]
         ]

@@ -6,6 +6,7 @@ on disk, only what the exchange says has changed.
 """
 
 import asyncio
+import gc
 import itertools
 import random
 from collections import Counter
@@ -344,6 +345,8 @@ class Gatherer:
                 if self._settings.registry is not None:
                     await catalogue.save(self._settings.registry, self._extent, self.registry, self._outbox.safe)
             self._asked.set()
+            if not self._synced:
+                gc.freeze()  # else the collector walks over a million markets again and again, 60 ms each time
             self._synced = True
             try:
                 async with asyncio.timeout(self._settings.reconcile_seconds):
