@@ -55,6 +55,7 @@ METRICS: Final[Mapping[str, str]] = {
     "kb_ingest_markets": "Markets known.",
     "kb_ingest_left_out_markets": "Markets for which no connection has room.",
     "kb_ingest_clock_skew_seconds": "How far the exchange's clock is ahead of ours; past 5 s it refuses our signatures.",
+    "kb_ingest_read_ahead_bytes": "Bytes read off the websockets and not recorded yet; past 64 MiB no more are read.",
     "kb_ingest_buffered_bytes": "Bytes waiting for Kafka's acknowledgement.",
     "kb_ingest_spool_bytes": "Bytes on the disk, waiting for Kafka.",
     "kb_ingest_spooled_total": "Records that went over the disk, since Kafka was away or slow.",

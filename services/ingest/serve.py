@@ -16,6 +16,7 @@ from services.ingest.gatherer import Gatherer
 from services.ingest.outbox import Outbox
 from services.ingest.rest import Rest
 from services.ingest.settings import Settings
+from services.ingest.websocket import Socket
 
 COUNTED: Final = (
     "bytes", "book_frames", "trade_frames", "ticker_frames", "lifecycle_frames", "other_frames", "breaks",
@@ -49,6 +50,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
                 "left_out": gatherer.left_out,
                 "trouble": gatherer.trouble,
                 "clock_skew_seconds": gatherer.clock_skew_seconds,
+                "read_ahead_bytes": Socket.ahead,
                 "buffered_bytes": outbox.buffered,
                 "spool_bytes": outbox.spool_bytes,
                 "spooled_total": outbox.spooled,
