@@ -24,9 +24,6 @@ SETTLE_US = 12_000_000
 SETTLE_SECONDS = 0.25
 """At full speed the exchange's time is no time: so long a client has to pass on what it has read, before another is hurt."""
 
-PATIENCE = 1_000
-"""Frames that a round waits for such a moment."""
-
 LATE_SECONDS = 5.0
 """A delay ends with its round, and no later than this: after 30 s a client takes the connection for dead."""
 
@@ -96,7 +93,7 @@ class Hurting:
     def _may_begin(self, frame: int) -> bool:
         """Return whether everybody has heard something later of each channel than what began, or was healed, last."""
         settled_us = max(self._healed_us, self._exchange.begun_us) + self._settle_us
-        patience = max(self._round.at, self._waits_since) + PATIENCE
+        patience = max(self._round.at, self._waits_since) + self._round.patience
         return not self._settle_us or min(self._exchange.newest_us.values()) >= settled_us or frame > patience
 
     def release(self) -> None:

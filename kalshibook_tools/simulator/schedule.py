@@ -17,6 +17,9 @@ ROUNDS = 24
 SHORTEST, LIVE = 100, 2_000
 """Frames from one round to the next: at least, and where there is no end."""
 
+PATIENCE = 1_000
+"""Frames that a round waits for its moment, in a recording: at least. A live market has time."""
+
 T = TypeVar("T")
 
 
@@ -29,9 +32,10 @@ class Hurt(NamedTuple):
 
 
 class Round(NamedTuple):
-    """What happens from frame `at` on; `frames` later everybody must be whole again."""
+    """What happens from frame `at` on, or as much as `patience` frames later; and `frames` after it everybody must be whole."""
 
     at: int
+    patience: int
     frames: int
     hurts: tuple[Hurt, ...]
 
@@ -39,23 +43,24 @@ class Round(NamedTuple):
 def rounds(seed: int, clients: int, *, overlap: bool, total: int | None = None) -> Iterator[Round]:
     """Yield the rounds for clients 1, 2, … without end; `total` is how many frames there will be, None if nobody knows."""
     apart = LIVE if total is None else max(SHORTEST, total // ROUNDS)
+    patience = 10 * LIVE if total is None else max(PATIENCE, apart)
     chance = Random(f"{seed}")
-    own = {client: _kinds(Random(f"{seed}/{client}")) for client in range(1, clients + 1)}
+    own = {client: _kinds(client, Random(f"{seed}/{client}")) for client in range(1, clients + 1)}
     turns = _again_and_again(chance, list(own))
     at = 0
     while True:
-        victims = (
-            sorted(chance.sample(list(own), chance.choice((clients, chance.randint(1, clients))))) if overlap else [next(turns)]
-        )
         at += chance.randint(apart // 2, apart)
         frames = chance.randint(apart // 8, apart // 3)
-        yield Round(at, frames, tuple(next(own[victim])._replace(client=victim) for victim in victims))
+        victims = [next(turns)]
+        if overlap:
+            victims = sorted(chance.sample(list(own), chance.choice((clients, chance.randint(1, clients)))))
+        yield Round(at, patience, frames, tuple(next(own[victim]) for victim in victims))
         at += frames
 
 
-def _kinds(chance: Random) -> Iterator[Hurt]:
+def _kinds(client: int, chance: Random) -> Iterator[Hurt]:
     for kind in _again_and_again(chance, KINDS):
-        yield Hurt(0, kind, chance.choice((BOOK, BOOK, TRADE)))
+        yield Hurt(client, kind, chance.choice((BOOK, BOOK, TRADE)))
 
 
 def _again_and_again(chance: Random, items: Sequence[T]) -> Iterator[T]:
