@@ -72,17 +72,18 @@ class Gatherer:
 class Life:
     """One generation of one connection, over all its markets of a partition. Several of a gatherer may be alive at once."""
 
-    __slots__ = ("__weakref__", "connection", "gatherer", "generation", "newest_us")
+    __slots__ = ("__weakref__", "connection", "gatherer", "generation", "newest_us", "where")
 
     def __init__(self, gatherer: Gatherer, connection: int, generation: int, newest_us: int = 0) -> None:
         """Make the life of a connection that delivered nothing yet."""
         self.gatherer, self.connection, self.generation = gatherer, connection, generation
+        self.where = gatherer.name, connection
         self.newest_us = newest_us  # the greatest exchange timestamp that it delivered in order
 
     @property
     def name(self) -> tuple[str, int, int]:
         """Gatherer, connection, generation."""
-        return self.gatherer.name, self.connection, self.generation
+        return *self.where, self.generation
 
     def ended_by(self, gatherer: str, connection: int) -> bool:
         """Return whether a newer generation of that connection shows that this one has ended.

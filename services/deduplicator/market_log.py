@@ -41,11 +41,20 @@ from services.deduplicator.alignment import (
 )
 
 ALIGNED, SEEKING, BROKEN = Standing.ALIGNED, Standing.SEEKING, Standing.BROKEN
+_delta: Final = BookDelta._make
 
 
 PAST: Final = 64
 """Ended sources that a market keeps at most, with `Limits.events` together; what does not fit is in the gap alone, if
 there is one."""
+
+
+def print_of(frame: bytes, start: int, yes_price: bool) -> int:
+    """Return a hash of a frame's content; it means something in this process only. The frame begins at `start`."""
+    return hash(frame[frame.find(_CONTENT, start) :]) ^ yes_price
+
+
+_CONTENT: Final = b'"msg":'
 
 
 class Limits(NamedTuple):
@@ -113,20 +122,26 @@ class MarketLog:
 
     # What the raw topic says. Each returns the events it makes.
 
-    def confirms(self, raw: RawFrame, mark: int) -> bool:
-        """Return whether a frame whose content has this hash is what its source had to deliver next; if so, that is all."""
-        source = self.sources.get(raw[1:3])
+    def confirms(self, life: Sequence[Any], seq: int, yes_price: bool, frame: bytes, start: int) -> bool:
+        """Return whether a book frame is what its source had to deliver next; if so, that is all.
+
+        `life` are kind, gatherer, connection, generation, channel and sid; the frame begins at `start`.
+        """
+        _, gatherer, connection, generation, _, sid = life
+        source = self.sources.get((gatherer, connection))
         if source is None or source.standing is not ALIGNED:
             return False
-        window, life = self.window, source.life
-        at = source.at + 1 - window.first
-        if source.at >= window.head or window.prints[at] != mark or life.generation != raw[3]:
+        window, at, known = self.window, source.at + 1, source.life
+        if at > window.head or source.sid != sid or seq <= source.seq or known.generation != generation:
             return False
-        if raw[5] != source.sid or raw[6] <= source.seq:
+        if window.prints[at - window.first] != hash(frame[frame.find(_CONTENT, start) :]) ^ yes_price:
             return False
-        source.seq = raw[6]
-        self._confirm(source)
-        life.reach(window.times[at])
+        source.seq, source.at = seq, at
+        exchange_us, whose = window.times[at - window.first], known.gatherer
+        if exchange_us > known.newest_us:
+            known.reach(exchange_us)
+        whose.confirmed += 1
+        whose.behind = window.head - at
         return True
 
     def delta(self, raw: RawFrame, offset: int, delta: messages.Delta, mark: int = 0) -> list[BookEvent]:
@@ -137,12 +152,14 @@ class MarketLog:
             self.tally["refused"] += 1
             return self.made
         side, price, change, exchange_us = delta
-        source.life.reach(exchange_us)
-        heard = Heard(exchange_us, side, price, change, raw[9], raw[10], raw[5], raw[6], offset, None)
+        life = source.life
+        if exchange_us > life.newest_us:
+            life.reach(exchange_us)
+        event = exchange_us, side, price, change, raw[9], raw[10], raw[5], raw[6], offset, None
         if source.standing is ALIGNED and source.at == self.window.head:
-            self._extend(source, heard, mark)
+            self._extend(source, event, mark)
         else:
-            self._hear(source, heard)
+            self._hear(source, Heard._make(event))
         return self.made
 
     def snapshot(self, raw: RawFrame, offset: int, book: Book, solicited: bool) -> list[BookEvent]:
@@ -179,7 +196,7 @@ class MarketLog:
         if source is not None:
             self._leaves(source, raw.detail, raw.clock_us - LAG_US)
             if raw.detail == Cause.MOVED:
-                del self.sources[source.life.name[:2]]
+                del self.sources[source.life.where]
         return self.made
 
     def unreadable(self, raw: RawFrame, offset: int, exchange_us: int) -> list[BookEvent]:
@@ -234,7 +251,7 @@ class MarketLog:
     def _over(self, ended: Sequence[Source]) -> None:
         """These have ended, though no BREAK said so."""
         for source in ended:
-            del self.sources[source.life.name[:2]]
+            del self.sources[source.life.where]
             if source.standing is ALIGNED:
                 self._vouched_us = max(self._vouched_us, source.life.newest_us - LAG_US)
             self._keep(source, Cause.DISCONNECT, 0)
@@ -331,8 +348,10 @@ class MarketLog:
         gatherer.confirmed += 1
         gatherer.behind = self.window.head - source.at
 
-    def _extend(self, source: Source, event: Heard, mark: int = 0) -> None:
-        """Write what the log's leader of the moment says next."""
+    def _extend(
+        self, source: Source, event: tuple[int, int, int, int, int, int, int, int, int, Book | None], mark: int = 0
+    ) -> None:
+        """Write what the log's leader of the moment says next: an event as `Heard` has it."""
         exchange_us, side, price, change, recv_us, clock_us, sid, seq, offset, whole = event
         window, life = self.window, source.life
         before: Book | None = None
@@ -352,22 +371,23 @@ class MarketLog:
         checksum = self.book.checksum
         if whole is None:
             self.made.append(
-                BookDelta(
+                _delta((
                     self.ticker, self.version, self.effective_us, exchange_us, recv_us, side, price, change,
                     checksum - 0x1_0000_0000_0000_0000 if checksum >> 63 else checksum,
-                    life.gatherer.name, life.connection, life.generation, sid, seq, offset,
-                )
+                    *life.where, life.generation, sid, seq, offset,
+                ))
             )  # fmt: skip
         else:
             self._write_snapshot(life, (recv_us, sid, seq, offset), None, None)
-        window.append(event[:4], checksum, offset, mark, before)
+        content = exchange_us, side, price, change
+        window.append(content, checksum, offset, mark, before)
         source.at = window.head
         life.gatherer.led += 1
-        self._leader = life.name[:2]
+        self._leader = life.where
         if window.head - window.first >= self._trim_at:
             self._trim()
         if self.past or len(self.sources) > 1:
-            self._wake(event[:4])
+            self._wake(content)
 
     def _wake(self, content: Content) -> None:
         """The log has a new event: perhaps one that a source ahead of it was waiting for."""
@@ -546,7 +566,7 @@ class MarketLog:
         self.effective_us = self._begun_us = max(self.effective_us, source.known_us)
         self._write_snapshot(source.life, source.origin, start_us, cause)
         self.window.begin(self.version, self.book.checksum, source.origin[3])
-        self._trim_at, self._vouched_us, self._leader = 2 * MARGIN, 0, source.life.name[:2]
+        self._trim_at, self._vouched_us, self._leader = 2 * MARGIN, 0, source.life.where
         source.life.gatherer.led += 1
         others = [(each, each.heard) for each in alike if each is not source]
         for each, _ in others:

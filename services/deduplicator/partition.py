@@ -29,9 +29,10 @@ from kalshibook_core.wire.events import (
     Ticker,
     Trade,
 )
+from kalshibook_core.wire.raw import Peek
 from services.deduplicator import definitions
 from services.deduplicator.alignment import Life, Lives
-from services.deduplicator.market_log import LIMITS, Limits, MarketLog
+from services.deduplicator.market_log import LIMITS, Limits, MarketLog, print_of
 from services.deduplicator.trade_log import TradeLog, TradeWindow
 
 FRAME, STALE, BREAK, RESUME, REST, START = map(str, RawKind)
@@ -102,6 +103,7 @@ class Partition:
         self.notices: dict[str, tuple[str, str]] = {}  # kind of trouble -> the last (ticker, why); the shell tells and clears
         self.limits = limits
         self.markets: dict[str, Market] = {}
+        self._logs: dict[bytes, MarketLog] = {}  # by key
         self.window = TradeWindow(trade_window)
         self.lives = Lives()
         self.changed: set[str] = set()  # markets that the last savepoint does not show as they are
@@ -114,12 +116,30 @@ class Partition:
             **dict.fromkeys(messages.LIFECYCLE_TYPES, self._lifecycle),
         }
 
-    def receive(self, raw: RawFrame, offset: int) -> Sequence[Event]:
-        """Return the events that the raw record at `offset` makes, in order. Never raises for what a record holds."""
-        made = self._receive(raw, offset)
+    def receive(self, raw: RawFrame, offset: int, told: bool = False) -> Sequence[Event]:
+        """Return the events that the raw record at `offset` makes, in order. Never raises for what a record holds.
+
+        `told`: that `confirms` is not true of it is known.
+        """
+        made = self._receive(raw, offset, told)
         if not offset % REVIEW and self._waiting:
             made = [*made, *self._review(raw, offset)]
         return made
+
+    def confirms(self, found: Peek, value: bytes, offset: int) -> bool:
+        """Return whether the raw record at `offset` is what its source had to deliver next; if so, it makes no events.
+
+        What a source that lags delivers, the log has already: known by the bytes of its content, without reading the rest.
+        """
+        front, seq, yes_price, ticker, _, start = found
+        log = self._logs.get(ticker)
+        if log is None or len(log.sources) < 2 or front[0] != FRAME or front[4] != BOOK or not offset % REVIEW:
+            return False
+        if not log.confirms(front, seq, yes_price, value, start):
+            return False
+        self.gatherers[front[1], FRAME] += 1
+        self.changed.add(log.ticker)
+        return True
 
     @property
     def waiting(self) -> int:
@@ -170,21 +190,25 @@ class Partition:
         found = self.markets.get(ticker)
         if found is None:
             found = self.markets[ticker] = Market(ticker, self.tally, self.lives, self.limits, self._tell)
+            self._logs[ticker.encode()] = found.book
         return found
 
-    def _receive(self, raw: RawFrame, offset: int) -> Sequence[Event]:
+    def _receive(self, raw: RawFrame, offset: int, told: bool) -> Sequence[Event]:
         kind, ticker = raw[0], raw[8]
         self.gatherers[raw[1], kind] += 1
         self.changed.add(ticker)
         if kind == FRAME:
-            # What a source that lags delivers, the log has already: known by the bytes of its content, without parsing them.
             payload, mark = raw[12], 0
             if raw[4] == BOOK:
                 market = self.markets.get(ticker)
                 if market is not None and len(market.book.sources) > 1:
-                    mark = hash(payload[payload.find(b'"msg":') :]) ^ raw[7]
-                    if market.book.confirms(raw, mark):
+                    # What a source that lags delivers, the log has already: known by the bytes of its content, without parsing.
+                    if not told and market.book.confirms(raw[:6], raw[6], raw[7], payload, 0):
                         return ()
+                    mark = print_of(payload, 0, raw[7])
+                plain = None if raw[7] else messages.plain_delta(payload)
+                if plain is not None and plain[2] == ticker and market is not None:
+                    return self._delta(market, raw, offset, messages.Delta._make(plain[3:]), mark)
             try:
                 message = messages.envelope(payload)
             except messages.MalformedFrame as error:
@@ -225,9 +249,7 @@ class Partition:
         try:
             content = messages.parse_book(message, raw[7])
             if isinstance(content, messages.Delta):
-                if grid is not None and (10_000 - content.price if content.side else content.price) not in grid:
-                    self._notice("off_grid", raw, f"price {content.price} of side {content.side}")
-                return self._waited(log, log.delta(raw, offset, content, mark))
+                return self._delta(market, raw, offset, content, mark)
             book = Book(content.yes, content.no)
         except messages.UnparsableFrame as error:
             self._notice("unparsable_book", raw, error.why)
@@ -240,6 +262,12 @@ class Partition:
         ):
             self._notice("off_grid", raw, "a level of a snapshot")
         return self._waited(log, log.snapshot(raw, offset, book, message.id > 0))
+
+    def _delta(self, market: Market, raw: RawFrame, offset: int, delta: messages.Delta, mark: int) -> Sequence[Event]:
+        log, grid = market.book, market.grid
+        if grid is not None and (10_000 - delta.price if delta.side else delta.price) not in grid:
+            self._notice("off_grid", raw, f"price {delta.price} of side {delta.side}")
+        return self._waited(log, log.delta(raw, offset, delta, mark))
 
     def _waited(self, log: MarketLog, made: Sequence[Event]) -> Sequence[Event]:
         if len(log.sources) > 1 and log.waits:
@@ -296,7 +324,7 @@ class Partition:
 
     def _rest(self, raw: RawFrame, offset: int) -> Sequence[Event]:
         if raw.channel == AUDIT:
-            return []  # a book to compare with, for others
+            return [raw]  # a book to compare ours with, for others
         try:
             key, definition = _TICKERS[raw.channel], orjson.loads(raw.payload)
             if definition[key] != raw.market_ticker:

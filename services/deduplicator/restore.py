@@ -19,7 +19,8 @@ from kalshibook_core.kafka.reader import read_partition
 from kalshibook_core.kafka.topics import Topic
 from kalshibook_core.orderbook.checksum import to_signed
 from kalshibook_core.wire import codec
-from kalshibook_core.wire.events import BookEvent, MarketMemory, RawFrame, Trade
+from kalshibook_core.wire.events import BookEvent, MarketMemory, Trade
+from kalshibook_core.wire.raw import RawReader
 from services.deduplicator.partition import Partition
 
 
@@ -42,9 +43,13 @@ async def restore(cluster: Cluster, number: int, partition: Partition, committed
     last, reached = await _last_events(cluster, number)
     until = max(await committed() or 0, reached, since)
     if until > since:
+        reader = RawReader()
         async for record in read_partition(cluster, topics.RAW, number, since or None, until):
-            raw = readable(record.value or b"")
-            if raw is not None and record.key == raw.market_ticker.encode():
+            try:
+                raw = reader.read(record.value or b"")
+            except codec.Undecodable:
+                continue
+            if record.key == raw.market_ticker.encode():
                 partition.receive(raw, record.offset)
     for ticker, event in last.items():
         log = partition.market(ticker).book
@@ -54,15 +59,6 @@ async def restore(cluster: Cluster, number: int, partition: Partition, committed
                 f"offset {until} make version {log.version}, checksum {to_signed(log.book.checksum)}"
             )
     return until
-
-
-def readable(value: bytes) -> RawFrame | None:
-    """Return the raw record that a Kafka value holds, None if it is none."""
-    try:
-        raw = codec.decode(value)
-    except codec.Undecodable:
-        return None
-    return raw if type(raw) is RawFrame else None
 
 
 async def _last_events(cluster: Cluster, number: int) -> tuple[dict[str, BookEvent], int]:

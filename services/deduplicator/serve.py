@@ -37,6 +37,7 @@ from kalshibook_core.runtime import clock, health, logs
 from kalshibook_core.runtime.metrics import Counters
 from kalshibook_core.wire import codec
 from kalshibook_core.wire.events import BookDelta, BookSnapshot, Gap, Lifecycle, RawFrame, Ticker, Trade
+from kalshibook_core.wire.raw import RawReader
 from services.deduplicator.alignment import Gatherer
 from services.deduplicator.market_log import Limits
 from services.deduplicator.partition import Partition
@@ -50,6 +51,7 @@ _TOPICS: Final = {
     Trade: topics.TRADES,
     Ticker: topics.TICKERS,
     Lifecycle: topics.LIFECYCLE,
+    RawFrame: topics.AUDITS,
 }
 _UNPARSABLE: Final = (
     "malformed_frame", "unknown_kind", "unparsable_book", "corrupt_book", "unparsable_trade", "unparsable_ticker",
@@ -106,6 +108,7 @@ class Member:
         self._gatherers: Counter[tuple[str, str]] = Counter()
         self._before: Counter[tuple[str, str]] = Counter()  # what gatherers were good for in partitions given back
         self._assigned: dict[TopicPartition, _Assigned] = {}
+        self._reader = RawReader()
         self._producers = AsyncExitStack()
         self._consumer: Consumer | None = None
 
@@ -254,28 +257,36 @@ class Member:
         ours.unsaved, ours.saved_at = 0, clock.monotonic()
 
     def _receive(self, number: int, partition: Partition, producer: Producer, records: list[Record]) -> None:
-        receive, add, encode, decode, tally = partition.receive, producer.add, codec.encode, codec.decode, self._tally
-        partitions = self._cluster.partitions
+        receive, confirms, add, encode, tally = partition.receive, partition.confirms, producer.add, codec.encode, self._tally
+        peek, read, partitions = self._reader.peek, self._reader.read, self._cluster.partitions
         tally["frames"] += len(records)
+        deltas = 0
         for record in records:
-            key = record.key
+            key, value, offset = record.key, record.value or b"", record.offset
+            found = peek(value)
+            if found is not None and found[3] == key and confirms(found, value, offset):
+                continue
             try:
-                raw = decode(record.value or b"")
+                raw = read(value, found)
             except codec.Undecodable as error:
                 self._foreign(partition, record, str(error))
                 continue
-            if type(raw) is not RawFrame or key != raw.market_ticker.encode() or partition_of(key, partitions) != number:
+            if key != raw[8].encode() or partition_of(key, partitions) != number:
                 self._foreign(partition, record, "not a RawFrame under its own key in its own partition")
                 continue
-            for event in receive(raw, record.offset):
+            for event in receive(raw, offset, found is not None):
                 kind = type(event)
+                if kind is BookDelta and event[0] == raw[8]:
+                    deltas += 1
+                    add(topics.BOOK, key, encode(event), record.timestamp)
+                    continue
                 tally[kind.__name__] += 1
                 topic = _TOPICS.get(kind)
                 if topic is None:
                     assert isinstance(event, Gap)
                     topic = topics.BOOK if event.version else topics.TRADES
-                ticker = event.market_ticker  # type: ignore[union-attr]  # all of ours are a market's
-                add(topic, key if ticker == raw[8] else ticker.encode(), encode(event), record.timestamp)
+                add(topic, event.market_ticker.encode(), encode(event), record.timestamp)  # type: ignore[union-attr]  # all are a market's
+        tally["BookDelta"] += deltas
 
     def _foreign(self, partition: Partition, record: Record, why: str) -> None:
         self._tally["foreign_records"] += 1

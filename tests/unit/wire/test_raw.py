@@ -1,0 +1,75 @@
+"""RawReader reads what codec.decode reads, byte for byte and fault for fault, whether or not it knows the front."""
+
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kalshibook_core.wire import codec
+from kalshibook_core.wire.events import RawFrame, Ticker
+from kalshibook_core.wire.raw import KNOWN, RawReader
+
+LONG = st.integers(-(2**63), 2**63 - 1)
+TODAY = st.integers(1_700_000_000_000_000, 1_900_000_000_000_000)
+FRAMES = st.builds(
+    RawFrame,
+    st.sampled_from(["FRAME", "BREAK", "é"]), st.sampled_from(["g1", "g2"]), st.integers(-(2**31), 2**31 - 1), TODAY | LONG,
+    st.sampled_from(["orderbook_delta", ""]), st.integers(-1, 99), st.integers(-1, 2**31) | LONG, st.booleans(),
+    st.sampled_from(["KXGOLD15M-26JAN01-T1.5", "", "ü", "K" * 63, "K" * 64, "K" * 200]), TODAY | LONG, TODAY | LONG,
+    st.just("") | st.text(max_size=3), st.binary(max_size=70) | st.binary(min_size=8190, max_size=8195),
+)  # fmt: skip
+
+
+def told(read: Any, value: bytes) -> Any:
+    try:
+        return read(value)
+    except codec.Undecodable as error:
+        return type(error), str(error)
+
+
+@given(FRAMES, st.lists(FRAMES, max_size=3), st.data())
+def test_it_reads_what_the_codec_reads(frame: RawFrame, before: list[RawFrame], data: st.DataObject) -> None:
+    reader = RawReader()
+    for each in (frame, *before):
+        reader.read(codec.encode(each))
+    for each in (frame, frame._replace(seq=frame.seq ^ 1, payload=b"x" * 200)):
+        value = codec.encode(each)
+        assert reader.read(value) == each
+        found = reader.peek(value)
+        if found is not None:
+            front, seq, yes_price, ticker, _, payload = found
+            assert (*front, seq, yes_price, ticker.decode(), value[payload:]) == (*each[:9], each.payload)
+        at = data.draw(st.integers(0, len(value) - 1))
+        for broken in (
+            value[:at],
+            value + b"\0",
+            value[:at] + data.draw(st.binary(min_size=1, max_size=1)) + value[at + 1 :],
+            value[:at] + value[at + 1 :],
+        ):
+            assert told(reader.read, broken) == told(_decoded, broken)
+
+
+def _decoded(value: bytes) -> RawFrame:
+    raw = codec.decode(value)
+    if type(raw) is not RawFrame:
+        raise codec.UnknownSchema(f"a {type(raw).__name__}, not a RawFrame")
+    return raw
+
+
+def test_usual_frames_are_read_at_once_and_other_events_are_refused() -> None:
+    reader, now = RawReader(), 1_790_000_000_000_000
+    for sid in (1, 2, 300):
+        frame = RawFrame("FRAME", "g1", 3, now, "orderbook_delta", sid, 7, False, "KXA", now, now + 1, "", b"{" * 200)
+        assert reader.peek(codec.encode(frame)) is None
+        assert reader.read(codec.encode(frame)) == frame
+        for seq in (0, 63, 64, 8191, 8192, 2**20, 2**27 - 1):
+            assert reader.peek(codec.encode(frame._replace(seq=seq)))
+    ticker = codec.encode(Ticker("KXA", *[0] * 13))
+    assert told(reader.read, ticker)[0] is codec.UnknownSchema
+
+
+def test_what_it_remembers_is_bounded() -> None:
+    reader = RawReader()
+    for generation in range(KNOWN + 10):
+        reader.read(codec.encode(RawFrame("FRAME", "g1", 3, generation, "", 1, 7, False, "KXA", 1, 1, "", b"")))
+    assert len(reader._fronts) == 10
