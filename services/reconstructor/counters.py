@@ -1,6 +1,7 @@
 """What the reconstructor counts, for /status and /metrics."""
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 
 
 @dataclass(slots=True)
@@ -19,6 +20,8 @@ class Counters:
     lag_records: int = 0
     redis_retries: int = 0
     fenced: int = 0
+    audits: Counter[str] = field(default_factory=Counter)  # by outcome
+    mismatch: str = ""  # the last one
     redis: str = "away"
 
     def shown(self) -> dict[str, int | float | str]:
@@ -35,5 +38,9 @@ class Counters:
             "lag_records": self.lag_records,
             "redis_retries_total": self.redis_retries,
             "fenced_total": self.fenced,
+            "audits_matched_total": self.audits["match"],
+            "audits_mismatched_total": self.audits["mismatch"],
+            "audits_unknown_total": self.audits["unknown"],
             "redis": self.redis,
+            "mismatch": self.mismatch,
         }

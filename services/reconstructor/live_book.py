@@ -3,9 +3,17 @@
 What does not verify is corruption, and a corrupt book never changes again and is never shown as good.
 """
 
+from bisect import bisect_right
+from typing import Final
+
 from kalshibook_core.orderbook import Book, CorruptBook
 from kalshibook_core.orderbook.checksum import to_signed
 from kalshibook_core.wire.events import BookDelta, BookEvent, BookSnapshot, Checkpoint
+
+RECENT_US: Final = 30_000_000
+RECENT_STATES: Final = 20_000
+_FEW: Final = 8
+"""What a book was in the last half minute is remembered, for audits: at most so many states, and so few while nothing happens."""
 
 
 class Corruption(Exception):
@@ -17,7 +25,7 @@ class LiveBook:
 
     __slots__ = (
         "book", "connection", "corrupt", "effective_us", "gap_cause", "gap_start_us", "gatherer", "generation", "offset",
-        "saved_effective_us", "saved_version", "ticker", "version",
+        "recent", "saved_effective_us", "saved_version", "ticker", "trim_at", "version",
     )  # fmt: skip
 
     def __init__(self, ticker: str) -> None:
@@ -30,6 +38,8 @@ class LiveBook:
         self.gatherer, self.connection, self.generation = "", 0, 0
         self.saved_version = self.saved_effective_us = 0  # of the last checkpoint
         self.corrupt = ""  # why, once it is
+        self.recent: list[tuple[int, int | None]] = []  # (effective time, checksum from then on; None: not known)
+        self.trim_at = _FEW
 
     @classmethod
     def restored(cls, checkpoint: Checkpoint) -> "LiveBook":
@@ -44,6 +54,7 @@ class LiveBook:
             live._verify(checkpoint.checksum)
         except (CorruptBook, Corruption) as error:
             live.corrupt = f"checkpoint of version {checkpoint.version}: {error}"
+        live._remember()
         return live
 
     def apply(self, event: BookEvent, offset: int) -> bool:
@@ -73,6 +84,7 @@ class LiveBook:
         self.gatherer, self.connection, self.generation = event.gatherer, event.connection, event.generation
         if not self.saved_effective_us:
             self.saved_effective_us = event.effective_us
+        self._remember()
         return True
 
     def checkpoint(self, resume_offset: int) -> Checkpoint:
@@ -96,3 +108,11 @@ class LiveBook:
     def _verify(self, checksum: int) -> None:
         if to_signed(self.book.checksum) != checksum:
             raise Corruption(f"checksum {to_signed(self.book.checksum)} where the event says {checksum}")
+
+    def _remember(self) -> None:
+        recent = self.recent
+        recent.append((self.effective_us, self.book.checksum if self.gap_start_us is None else None))
+        if len(recent) >= self.trim_at:
+            old = bisect_right(recent, self.effective_us - RECENT_US, key=lambda state: state[0]) - 1  # it held at that time
+            del recent[: max(old, len(recent) - RECENT_STATES, 0)]
+            self.trim_at = max(_FEW, 2 * len(recent))

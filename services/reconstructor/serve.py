@@ -1,4 +1,5 @@
-"""The whole process: fold the book topic, write checkpoints, show the latest books; start over where partitions were lost."""
+"""The whole process: fold the book topic, write checkpoints, show the latest books, audit them; start over where partitions were
+lost."""
 
 import asyncio
 from contextlib import AsyncExitStack
@@ -8,16 +9,18 @@ import redis.asyncio
 import structlog
 
 from kalshibook_core.kafka import topics
+from kalshibook_core.kafka.cluster import Cluster, partition_of
 from kalshibook_core.kafka.consumer import Consumer, Record, TopicPartition
 from kalshibook_core.kafka.errors import Fenced
 from kalshibook_core.kafka.producer import Producer
 from kalshibook_core.kafka.reader import read_partition
 from kalshibook_core.runtime import clock, health, logs
 from kalshibook_core.wire import codec, events
+from services.reconstructor.audits import Audits, Outcome, judge, read
 from services.reconstructor.checkpointing import PartitionBooks
 from services.reconstructor.counters import Counters
 from services.reconstructor.latest import Latest
-from services.reconstructor.live_book import Corruption
+from services.reconstructor.live_book import Corruption, LiveBook
 from services.reconstructor.settings import Settings
 
 GROUP: Final = "kb-reconstructor"
@@ -39,12 +42,13 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         )
         client = await opened.enter_async_context(redis.asyncio.from_url(settings.redis_url, socket_timeout=5))
         latest = Latest(client, settings.cluster.prefix, counters)
-        folded = asyncio.Event()
+        folded, audits = asyncio.Event(), Audits()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(latest.show(folded), name="show")
+            tasks.create_task(_hear(settings.cluster, audits, counters, stop), name="hear")
             while not stop.is_set():
                 try:
-                    await Membership(settings, latest, counters).fold(stop)
+                    await Membership(settings, latest, audits, counters).fold(stop)
                 except Fenced as lost:
                     if settings.cluster.instance:
                         raise  # by a namesake: joining again would only push it out
@@ -54,13 +58,28 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             folded.set()
 
 
+async def _hear(cluster: Cluster, audits: Audits, counters: Counters, stop: asyncio.Event) -> None:
+    """Take REST's books of all markets, from now on, until `stop` is set; whose market it is will know what to do with one."""
+    async with Consumer(cluster, [topics.AUDITS], from_end=True) as consumer:
+        while not stop.is_set():
+            for records in (await consumer.poll(_POLL_RECORDS, timeout_ms=200)).values():
+                for record in records:
+                    try:
+                        audits.expect(read(codec.decode(record.value)))
+                    except (ValueError, AttributeError) as error:
+                        counters.unreadable += 1
+                        if logs.once_a_minute("unreadable_audit"):
+                            _log.error("unreadable_audit", why=str(error), offset=record.offset)
+
+
 class Membership:
     """One membership in the group: the books of the partitions it was given, and a producer of its own for each."""
 
-    def __init__(self, settings: Settings, latest: Latest, counters: Counters) -> None:
+    def __init__(self, settings: Settings, latest: Latest, audits: Audits, counters: Counters) -> None:
         self._settings = settings
         self._cluster = settings.cluster
         self._latest = latest
+        self._audits = audits
         self._counters = counters
         self._books: dict[TopicPartition, PartitionBooks] = {}
         self._behind: dict[TopicPartition, int] = {}  # where a partition ended when it was assigned, until that is reached
@@ -81,6 +100,7 @@ class Membership:
                 if clock.monotonic() - self._written_at >= _WRITE_SECONDS:
                     await self._write()
                     self._count()
+                    self._audit()
                 await asyncio.sleep(0)  # a poll that finds records waiting does not yield, and `show` wants its turn
             await self._write(rest=True)
 
@@ -164,6 +184,33 @@ class Membership:
         self._producers.clear()
         self._latest.forget()
         await self._opened.aclose()
+
+    def _audit(self) -> None:
+        lag = self._consumer.lag()
+        topic, partitions = self._cluster.topic(topics.BOOK), self._cluster.partitions
+
+        def where(ticker: str) -> TopicPartition:
+            return TopicPartition(topic, partition_of(ticker.encode(), partitions))
+
+        def live(ticker: str) -> LiveBook | None:
+            books = self._books.get(where(ticker))
+            return books.books.get(ticker) if books is not None else None
+
+        for audit in self._audits.due(clock.now_us(), live, lambda ticker: lag.get(where(ticker), 0) > _POLL_RECORDS):
+            book = live(audit.ticker)
+            assert book is not None
+            outcome = judge(book, audit)
+            self._counters.audits[outcome] += 1
+            if outcome is Outcome.MISMATCH:
+                self._counters.mismatch = f"{audit.ticker} version {book.version}, {audit.from_us} to {audit.to_us}"
+                _log.error(
+                    "audit_mismatch",
+                    market_ticker=audit.ticker,
+                    version=book.version,
+                    from_us=audit.from_us,
+                    to_us=audit.to_us,
+                    do="compare the raw topic's frames of that time with its REST record of channel orderbook",
+                )
 
     def _count(self) -> None:
         counters, consumer = self._counters, self._consumer

@@ -11,11 +11,12 @@ from kalshibook_core.kafka import topics
 from kalshibook_core.kafka.cluster import Cluster, partition_of
 from kalshibook_core.kafka.producer import Producer
 from kalshibook_core.kafka.reader import read_partition
+from kalshibook_core.orderbook import Book
 from kalshibook_core.wire import codec
 from kalshibook_core.wire.events import BookEvent, Checkpoint
 from kalshibook_tools.stack import External, local_stack, probe
 from services.reconstructor.checkpointing import PartitionBooks, Policy
-from tests.support.canonical import Market
+from tests.support.canonical import Market, rest_book
 from tests.support.service import Service, until
 
 pytestmark = pytest.mark.stack
@@ -219,3 +220,31 @@ async def test_a_zombie_that_wakes_after_the_rebalance_cannot_write_an_older_che
         for live in PartitionBooks(part).books.values():
             market = next(market for market in markets if market.ticker == live.ticker)
             assert (live.version, live.book) == (market.version, market.book)
+
+
+async def test_a_falsified_book_is_found(cluster, client, reconstructor):
+    """Of two markets REST has the true book and one with a level that never was."""
+    good, bad = Market("KXTEST-GOOD", 1_700_000_000_000_000), Market("KXTEST-BAD", 1_700_000_000_000_000)
+    async with reconstructor() as service:
+        await produce(cluster, [market.event(roll, 5_000_000) for roll in (3, 4, 5) for market in (good, bad)])
+        await until(all_shown(client, cluster, [good, bad]))
+        books = [rest_book(good, good.at, good.at), rest_book(bad, bad.at, bad.at, Book([(9_000, 100)]))]
+        # Later events, so that both have come to the end of their windows; then REST's books, until somebody listens.
+        await produce(cluster, [market.event(6, 20_000_000) for market in (good, bad)])
+
+        async def told() -> bool:
+            async with Producer(cluster) as producer:
+                for raw in books:
+                    producer.add(topics.AUDITS, raw.market_ticker.encode(), codec.encode(raw))
+                await producer.flush()
+            counted = [await service.counter(f"audits_{outcome}_total") for outcome in ("matched", "mismatched")]
+            return all(counted)
+
+        await until(told)
+        assert await service.counter("audits_unknown_total") == 0
+        log = service.log.read_text()
+    assert (
+        "audit_mismatch" in log
+        and "KXTEST-BAD" in log
+        and not any("KXTEST-GOOD" in line for line in log.splitlines() if "audit_mismatch" in line)
+    )

@@ -1,8 +1,11 @@
 """Canonical book events by hand: a market that tells the truth about itself, one event at a time."""
 
+import orjson
+
+from kalshibook_core.kalshi.numbers import format_price, format_size
 from kalshibook_core.orderbook import Book
 from kalshibook_core.orderbook.checksum import to_signed
-from kalshibook_core.wire.events import BOOK, BookDelta, BookEvent, BookSnapshot, Gap
+from kalshibook_core.wire.events import AUDIT, BOOK, BookDelta, BookEvent, BookSnapshot, Gap, RawFrame, RawKind
 
 
 class Market:
@@ -36,3 +39,14 @@ class Market:
                 self.ticker, self.version, self.at, self.at, self.at, side, price, delta, checksum, "g1", 0, 1, 1, self.version, 0
             )
         return made
+
+
+def rest_book(market: Market, asked_us: int, answered_us: int, book: Book | None = None) -> RawFrame:
+    """Return the record of a book that REST had between these instants; the gatherer's clock is the exchange's."""
+    shown = book or market.book
+    sides = ([[format_price(price), format_size(size)] for price, size in side] for side in (shown.yes, shown.no))
+    body = {"ticker": market.ticker, "orderbook_fp": dict(zip(("yes_dollars", "no_dollars"), sides, strict=True))}
+    return RawFrame(
+        RawKind.REST, "g1", -1, asked_us, AUDIT, -1, -1, False, market.ticker, answered_us, answered_us,
+        "/trade-api/v2/markets/orderbooks", orjson.dumps(body),
+    )  # fmt: skip

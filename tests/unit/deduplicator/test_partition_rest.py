@@ -1,4 +1,4 @@
-"""What REST records become: definitions of markets, events and series, each once; books to compare with become nothing."""
+"""What REST records become: definitions of markets, events and series, each once; books to compare ours with are passed on."""
 
 from typing import Any
 
@@ -29,9 +29,10 @@ def test_events_and_series_are_told_once_whoever_reads_them() -> None:
     assert partition.receive(rest("g1", EVENT, "KXONE", {**event, "title": "New"}), 9)
 
 
-def test_books_by_rest_and_what_is_not_ours_make_nothing() -> None:
+def test_books_by_rest_are_passed_on_and_what_is_not_ours_makes_nothing() -> None:
     partition = Partition()
-    assert not partition.receive(rest("g1", AUDIT, "KXONE", {"ticker": "KXONE", "orderbook_fp": {}}), 0)
+    book = rest("g1", AUDIT, "KXONE", {"ticker": "KXONE", "orderbook_fp": {}})
+    assert partition.receive(book, 0) == [book]
     assert not partition.tally["unparsable_rest"]
     assert not partition.receive(rest("g1", EVENT, "KXONE", {"event_ticker": "KXTWO"}), 1)
     assert not partition.receive(rest("g1", "weather", "KXONE", {"ticker": "KXONE"}), 2)
