@@ -54,8 +54,9 @@ class Audits:
             tickers = self._next()
             if tickers:
                 await self._ask(tickers)
-            pause = 60 / self._per_minute * max(1, len(tickers)) - (clock.monotonic() - began)
-            await asyncio.sleep(max(0.0, pause))
+            took = clock.monotonic() - began
+            # Where a million markets are captured and none is active, looking for one takes a while as well.
+            await asyncio.sleep(max(60 / self._per_minute * max(1, len(tickers)) - took, 0.0 if tickers else 20 * took))
 
     def _next(self) -> list[str]:
         if not self._turn:

@@ -47,6 +47,8 @@ def test_a_missing_setting_is_named(env: dict[str, str], name: str) -> None:
     ("name", "value"),
     [
         ("KB_KALSHI_ENV", "live"),
+        ("KB_AUDITS_PER_MINUTE", "-1"),
+        ("KB_RENEW_SECONDS", "-1"),
         ("KB_KALSHI_WS_URL", "http://127.0.0.1"),
         ("KB_KALSHI_REST_URL", "127.0.0.1"),
         ("KB_CONNECTIONS", "0"),
