@@ -1,9 +1,9 @@
 """The websocket as the gatherer reads it: the `websockets` library, with a short way around it for whole messages.
 
 Almost all that comes is one unfragmented, uncompressed message a frame. Those are cut out of what was received by their headers
-alone, all that came at once together, within the event loop's own call: through the library's queue a message costs eight times as
+alone, all that came at once together, within the event loop's own call: by the library's queue a message costs eight times as
 much (benchmarks/gatherer.py). Every other byte goes to the library, which stays the judge of the handshake, of pings, fragments
-and closing, and of what a frame may be. Memory is bounded: a message by `max_size`, and all that waits to be taken by AHEAD_BYTES.
+and closing, and of what a frame may be. Memory is bounded: a message by `max_size`, and what waits to be taken by AHEAD_BYTES.
 """
 
 import functools
