@@ -214,7 +214,8 @@ class Connection(asyncio.Protocol):
     def release(self) -> None:
         """Send what was held."""
         self._held = False
-        self.flush()
+        if not self._transport.is_closing():
+            self.flush()
 
     def heartbeat(self) -> None:
         """Send the ping that the exchange sends every 10 seconds."""
