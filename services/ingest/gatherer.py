@@ -48,6 +48,10 @@ REPLAN_SECONDS: Final = 5.0
 MOVE_SECONDS: Final = 0.1
 """How often is looked whether a market on the move has arrived."""
 
+OVERLAP_US: Final = LAG_US + 5_000_000
+"""How long two connections have a market that is moved: all that the old one can still deliver is younger than the new one's
+beginning then. Each knows the exchange's clock to a second only, and in a quiet market seconds pass before anything shows it."""
+
 LEAST_RELIEVED: Final = 100
 """Active markets of a connection that is worth relieving: with fewer it was not their number that made it overflow."""
 
@@ -277,7 +281,7 @@ class Gatherer:
     def _finish_moves(self) -> None:
         """Let go of what another connection has by now, and close the connection that has nothing left.
 
-        It misses nothing once all that the old one can still deliver is younger than its beginning; a stream lags by LAG_US.
+        It misses nothing after OVERLAP_US.
         """
         plan, connections = self._plan, self.connections
         if not plan.moving and not self._successors:
@@ -285,13 +289,12 @@ class Gatherer:
             return
         for number in set(map(plan.placed.__getitem__, plan.moving)):
             if connections[number].settled and number not in self._complete_us:
-                exchange_us = max(connections[number].exchange_us, clock.now_us() + (self._rest.skew_us or 0))
-                self._complete_us[number] = exchange_us + DATE_RESOLUTION_US
+                self._complete_us[number] = max(connections[number].exchange_us, clock.now_us() + (self._rest.skew_us or 0))
         proved = {
             (old, new)
             for old in set(plan.moving.values())
             for new, since_us in self._complete_us.items()
-            if connections[old].exchange_us > since_us + LAG_US
+            if connections[old].exchange_us > since_us + OVERLAP_US
         }
         arrived = [
             ticker

@@ -24,7 +24,8 @@ def life(record: RawFrame) -> tuple[int, int]:
 
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have everybody believe that a stream lags by a tenth of a second at most, so that a move needs no ten."""
-    for module in (gatherer, market_log, trade_log):
+    monkeypatch.setattr(gatherer, "OVERLAP_US", 2_000_000)
+    for module in (market_log, trade_log):
         monkeypatch.setattr(module, "LAG_US", 100_000)
 
 
