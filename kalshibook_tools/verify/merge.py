@@ -7,8 +7,8 @@ so nothing is compared by likeness: of a thousand equal deltas in one microsecon
     extra       events that are in it twice, or where they do not belong
     wrong       an event whose content, time, version or checksum is not the true one; a gap whose cause was none
     false_gaps  gaps told although a copy stood there that was known to be whole: it had two timestamps in common with the log, or
-    its
-                snapshot was older than what the last one before it had surely delivered
+                its snapshot was older than what the last one before it had surely delivered, and younger than what the log
+                remembers by the greatest lag
     unseen      events in a gap that no copy heard
     seen        events in a gap that a copy heard, but none whose place in the log could be known then
 """
@@ -24,6 +24,7 @@ from kalshibook_core.orderbook.checksum import to_signed
 from kalshibook_core.wire.events import BOOK, LAG_US, TRADES, BookDelta, BookEvent, BookSnapshot, Cause, Gap, RawFrame, Trade
 from kalshibook_tools.verify.copies import CHANNEL_OF, Told
 from kalshibook_tools.verify.truth import Event
+from services.deduplicator.alignment import MARGIN
 from services.deduplicator.market_log import LIMITS, Limits
 from services.deduplicator.partition import Partition
 
@@ -76,6 +77,7 @@ class _Market:
     effective_us: int = 0
     number: int = -1  # the log's book is that after so many events; -1: none yet
     first: int = 0  # since its last whole book: after so many
+    begun_us: int = 0  # effective time of that one
     gap: Gap | None = None
     ended_us: int = 0  # effective time of the last event before it
 
@@ -166,9 +168,8 @@ def _hear(market: _Market, raw: RawFrame, number: int, offset: int, started: boo
 
 def _start(market: _Market, gatherer: str) -> None:
     """A copy's new process has ended all that the one before delivered."""
-    for where in [where for where in market.runs if where[0] == gatherer]:
-        del market.runs[where]
-        market.causes.add(Cause.DISCONNECT)
+    market.causes.add(Cause.DISCONNECT)
+    market.runs = {where: run for where, run in market.runs.items() if where[0] != gatherer}
 
 
 @dataclass(slots=True)
@@ -235,7 +236,7 @@ class _Check:
                     and not gap.start_us <= max(market.events[n - 1].us, market.ended_us) <= made.effective_us
                 ):
                     self.result.differs("lost", f"{where}: event {n} at {market.events[n - 1].us} lies outside the gap")
-        market.gap, market.number, market.first = None, number, number
+        market.gap, market.number, market.first, market.begun_us = None, number, number, made.effective_us
 
     def _follows(self, number: int, where: str) -> None:
         market = self.market
@@ -257,10 +258,14 @@ class _Check:
         ahead = max((run.end for run in market.runs.values()), default=0) - market.number
         if ahead > self.limits.events:
             return  # whoever is behind by so much is waited for no longer
+        remembered = max(market.first, market.number - MARGIN)
+        since_us = market.events[remembered - 1].us if remembered > market.first else market.begun_us
         for name, run in market.runs.items():
             if run.start <= market.number and market.number - run.end <= self.limits.events:
                 shared = [e.us for e in market.events[max(run.start, market.first) : min(run.end, market.number)] if e.delta]
-                if (shared and shared[0] != shared[-1]) or (run.known_us <= vouched_us and run.start >= market.first):
+                if (shared and shared[0] != shared[-1]) or (
+                    run.start >= remembered and since_us <= run.known_us - LAG_US and run.known_us <= vouched_us
+                ):
                     self.result.differs(
                         "false_gaps", f"{where}: {name} stood there, from {run.start} to {run.end} of {market.number}"
                     )

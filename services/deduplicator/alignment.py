@@ -5,11 +5,10 @@ in the log the run begins. No key of time, price, side and size answers it, sinc
 proofs do, and both need that the exchange's timestamps never decrease within a market (seen on the wire):
 
     by content   The first event of a timestamp that follows another one exists once in the truth. If a source's is also the log's
-    first
-                 of that timestamp and both books then have one checksum, it is the same event, and the source stands there.
-    by time      A source whose book was taken at a time up to which an aligned one had surely delivered everything (`LAG_US`)
-    began
-                 within the log: where the log's checksum equals its own and what follows is the same, if there is one such place.
+                 first of that timestamp and both books then have one checksum, it is the same event: the source stands there.
+    by time      A source whose book was taken at a time to which an aligned one had surely delivered everything (`LAG_US`), and
+                 which has itself delivered everything up to where our memory of the log begins, is within it: where the log's
+                 checksum equals its own and what follows is the same, if there is one such place.
 
 An equal book alone proves nothing: the source may be ahead of the log, with a burst between that adds up to zero.
 """

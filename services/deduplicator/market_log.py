@@ -71,8 +71,8 @@ class MarketLog:
     """The numbered log of one market's book."""
 
     __slots__ = (
-        "_begun_us", "_leader", "_lives", "_offset", "_raw", "_tell", "_trim_at", "_vouched_us", "book", "effective_us", "ended",
-        "gap_cause", "gap_start_us", "limits", "made", "past", "sources", "tally", "ticker", "version", "window",
+        "_begun_us", "_cause", "_leader", "_lives", "_offset", "_raw", "_tell", "_trim_at", "_vouched_us", "book", "effective_us",
+        "ended", "gap_cause", "gap_start_us", "limits", "made", "past", "sources", "tally", "ticker", "version", "window",
     )  # fmt: skip
 
     def __init__(
@@ -101,6 +101,7 @@ class MarketLog:
         self.window = Window()
         self.made: list[BookEvent] = []
         self._leader = ("", 0)  # the gatherer and connection that the last event came from
+        self._cause = str(Cause.DISCONNECT)  # why the last one left that stood in the log
         self._begun_us = 0  # effective time of the snapshot the window began with
         self._vouched_us = 0  # up to this instant those who have left had delivered everything
         self._trim_at = 2 * MARGIN
@@ -234,28 +235,36 @@ class MarketLog:
         source = self.sources.get((gatherer, connection))
         if source is not None:
             if source.life.generation == generation:
-                return None if source.is_repeat(raw, new) else source
+                return None if source.over or source.is_repeat(raw, new) else source
             if generation < source.life.generation:
                 return None
-        elif not new or life[1:] in self._lives.gatherer(gatherer).over:
+        elif not new:
+            return None
+        if life[1:] in self._lives.gatherer(gatherer).over:
             return None
         ended = [each for each in self.sources.values() if each.life.ended_by(gatherer, connection)]
         if any(each.life.generation > generation and each.standing is not BROKEN for each in ended):
             return None
-        successor = Source(self._lives.of(*life), source.at if source else self.window.head)
         self._over(ended)
+        others = [each for each in self.sources.values() if each.life.gatherer.name == gatherer]
+        successor = Source(self._lives.of(*life), min((each.at for each in others), default=self.window.head))
+        for each in others:
+            if each.over:
+                del self.sources[each.life.where]
         self.sources[gatherer, connection] = successor
         successor.is_repeat(raw, new)
         return successor
 
     def _over(self, ended: Sequence[Source]) -> None:
-        """These have ended, though no BREAK said so."""
+        """These have ended, though no BREAK said so. They are kept for their place in the log: near it their gatherer goes on."""
+        stood = any(source.standing is not BROKEN for source in ended)
         for source in ended:
-            del self.sources[source.life.where]
             if source.standing is ALIGNED:
                 self._vouched_us = max(self._vouched_us, source.life.newest_us - LAG_US)
             self._keep(source, Cause.DISCONNECT, 0)
-        if any(source.standing is not BROKEN for source in ended):
+            source.breaks()
+            source.over = str(Cause.DISCONNECT), 0
+        if stood:
             self._left(Cause.DISCONNECT, self.effective_us)
 
     def _keep(self, source: Source, cause: str, vouched_us: int) -> None:
@@ -295,6 +304,7 @@ class MarketLog:
 
     def _left(self, cause: str, start_us: int) -> None:
         """A source that stood in the log does so no longer: if it was the last, find another or tell the gap."""
+        self._cause = str(cause)
         if self._stands():
             return
         for source in [*self.sources.values(), *self.past]:
@@ -457,8 +467,8 @@ class MarketLog:
         if source.inside or (source.began_us <= vouched_us and not source.against):
             stood = source.inside
             self._place_inside(source)
-            if stood and source.standing is SEEKING and not source.inside:
-                self._left(Cause.DISCONNECT, max(self.effective_us, self._vouched_us))
+            if stood and source.standing is not ALIGNED and not source.inside:
+                self._left(self._cause, max(self.effective_us, self._vouched_us))
         if full and source.standing is SEEKING:
             self._fold(source, len(heard) // 2)
 
@@ -467,9 +477,15 @@ class MarketLog:
         return max(others, default=0) + self.limits.patience_us < source.alive_us
 
     def _place_inside(self, source: Source) -> None:
-        """Place a seeker that is known to have begun within the log."""
+        """Place a seeker whose book is none that the log is yet to reach, if it is none from before the window either."""
         assert source.base is not None
-        places = self.window.places(source.base.checksum, source.heard)
+        start_us = self.window.times[0] or self._begun_us
+        whole_us = source.over[1] if source.over else source.life.newest_us - LAG_US
+        if start_us > source.known_us - LAG_US and whole_us >= start_us:
+            self._fold(source, bisect_right(source.times, start_us))  # so that it has all that the window begins with
+        places = []
+        if source.standing is SEEKING and max(whole_us, source.known_us - LAG_US) >= start_us:
+            places = self.window.places(source.base.checksum, source.heard)
         source.inside = bool(places)
         if len(places) == 1:
             self._join(source, min(self.window.head, places[0] + len(source.heard)), self.window.head - places[0])
@@ -606,10 +622,11 @@ class MarketLog:
         """Forget events that every gatherer has confirmed, and those beyond the window's bounds."""
         window, limits = self.window, self.limits
         oldest_us = window.times[-1] - limits.patience_us
-        low = min(source.at for source in self.sources.values()) - MARGIN
+        everybody = [*self.sources.values(), *self.past]
+        low = min(source.at for source in everybody) - MARGIN
         keep = max(low, window.head - limits.events)
         keep = min(max(keep, window.first + bisect_left(window.times, oldest_us)), window.head)
-        for source in self.sources.values():
+        for source in everybody:
             if source.standing is ALIGNED and source.at < keep:
                 self._tell("fell_behind", self.ticker, f"{source.life.gatherer.name} is {window.head - source.at} events behind")
                 self._unalign(source)
@@ -621,16 +638,16 @@ class MarketLog:
     def state(self) -> list[Any]:
         """Return what `restore` needs, as JSON can hold it."""
         return [
-            self.version, self.effective_us, self.gap_start_us, self.gap_cause, self._leader, self._begun_us, self._vouched_us,
-            self._trim_at, book_state(self.book), self.window.state(),
+            self.version, self.effective_us, self.gap_start_us, self.gap_cause, self._cause, self._leader, self._begun_us,
+            self._vouched_us, self._trim_at, book_state(self.book), self.window.state(),
             [source.state() for source in self.sources.values()], [source.state() for source in self.past],
         ]  # fmt: skip
 
     def restore(self, state: Sequence[Any]) -> None:
         """Become the log that gave this state."""
         (
-            self.version, self.effective_us, self.gap_start_us, self.gap_cause, leader, self._begun_us, self._vouched_us,
-            self._trim_at, book, window, sources, past,
+            self.version, self.effective_us, self.gap_start_us, self.gap_cause, self._cause, leader, self._begun_us,
+            self._vouched_us, self._trim_at, book, window, sources, past,
         ) = state  # fmt: skip
         self._leader = leader[0], leader[1]
         restored = book_of(book)

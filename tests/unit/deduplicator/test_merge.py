@@ -167,6 +167,8 @@ def test_a_quiet_markets_newcomer_is_placed_by_the_clock_of_its_connection() -> 
     other = Source("g1", generation=T0 + 1, ticker="KXOTHER")
     partition = Partition()
     raws = [a.snapshot(10 * S, {1: 1}, {}), b.snapshot(11 * S, {1: 1}, {}), other.snapshot(10 * S, {}, {})]
+    others = Source("g2", generation=T0 + 2, ticker="KXOTHER")
+    raws += [others.snapshot(10 * S, {}, {}), others.delta(40 * S, "yes", 1, 1)]
     raws += [other.delta(40 * S, "yes", 1, 1), a.broken(40 * S), b.delta(41 * S, "yes", 1, 1)]
     mine = [event for event in receive(*raws, partition=partition) if event.market_ticker == TICKER]  # type: ignore[attr-defined]
     assert [kind for kind, *_ in brief(mine)] == ["snapshot", "delta"]

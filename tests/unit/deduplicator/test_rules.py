@@ -155,24 +155,24 @@ def test_a_market_moves_to_a_later_connection_of_its_gatherer() -> None:
 
 def handed_over(old: Source, new: Source, at: int) -> list[RawFrame]:
     """A quiet market goes from one connection to another of its gatherer."""
-    raws = [old.started(1), old.resumed(2), *known(old), new.snapshot(11 * S, {4800: 1200, 4700: 100}, {5000: 300})]
-    raws += [new.resumed(11 * S), old.broken(at, cause="moved"), old.broken(at, "trade", cause="moved")]
+    raws = [old.started(1), old.resumed(2), *known(old), new.snapshot(31 * S, {4800: 1200, 4700: 100}, {5000: 300})]
+    raws += [new.resumed(31 * S), old.broken(at, cause="moved"), old.broken(at, "trade", cause="moved")]
     return [*raws, new.delta(at + S, "yes", 4800, 1)]
 
 
 def test_a_market_handed_over_to_another_connection_has_no_gap() -> None:
     old, new = Source(), Source(connection=4, generation=T0 + S)
-    assert [kind for kind, *_ in brief(receive(*handed_over(old, new, 22 * S)))] == ["snapshot", "delta"]
+    assert [kind for kind, *_ in brief(receive(*handed_over(old, new, 42 * S)))] == ["snapshot", "delta"]
 
 
 def test_a_market_let_go_of_before_it_is_proved_to_be_elsewhere_has_a_gap() -> None:
     old, new = Source(), Source(connection=4, generation=T0 + S)
-    assert brief(receive(*handed_over(old, new, 12 * S)))[1:] == [
-        ("gap", 2, 10 * S, "moved"),
-        ("trade gap", 2 * S, None, "moved"),
-        ("trade gap", 2 * S, 11 * S, "moved"),
-        ("snapshot", 3, 11 * S, (10 * S, "moved")),
-        ("delta", 4, 13 * S, (0, 4800, 1)),
+    assert brief(receive(*handed_over(old, new, 32 * S)))[1:] == [
+        ("gap", 2, 22 * S, "moved"),
+        ("trade gap", 22 * S, None, "moved"),
+        ("trade gap", 22 * S, 31 * S, "moved"),
+        ("snapshot", 3, 31 * S, (22 * S, "moved")),
+        ("delta", 4, 33 * S, (0, 4800, 1)),
     ]
 
 
