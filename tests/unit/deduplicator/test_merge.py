@@ -111,6 +111,18 @@ def test_the_stream_goes_on_without_a_gap_when_its_leader_is_cut() -> None:
     assert [kind for kind, *_ in brief(receive(*raws))] == ["snapshot", "delta", "delta", "delta", "delta"]
 
 
+def test_who_died_without_a_word_is_waited_for_as_long_as_told() -> None:
+    a, b, _ = trio()
+    partition = Partition(limits=Limits(patience_us=300 * S))
+    raws = [*begun([a]), b.snapshot(100 * S, {4800: 9999}, {})]  # a is dead from 12 s on, and b has what came after
+    raws += [b.delta(at * S, "yes", 4800, 1) for at in (101, 311, 312)]
+    events = receive(*raws, partition=partition)
+    assert [kind for kind, *_ in brief(events)] == ["snapshot", "delta", "delta"]  # as long as a may only be late
+    events += partition.receive(b.delta(313 * S, "yes", 4800, 1), len(raws))
+    assert brief(events)[3:5] == [("gap", 4, 12 * S, "disconnect"), ("snapshot", 5, 100 * S, (12 * S, "disconnect"))]
+    assert [kind for kind, *_ in brief(events)[5:]] == ["delta"] * 4
+
+
 def test_one_who_broke_before_it_came_to_the_logs_end_leaves_a_gap_there() -> None:
     a, b, _ = trio()
     raws = [*begun([a, b]), a.delta(33 * S, "yes", 4800, 100), a.broken(33 * S), b.broken(12 * S, cause="silent_socket")]
