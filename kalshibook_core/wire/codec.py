@@ -27,6 +27,7 @@ _CLASSES: Final[dict[str, Any]] = {
         events.Ticker,
         events.Lifecycle,
         events.Checkpoint,
+        events.Audited,
         events.MarketMemory,
         events.Usage,
     )

@@ -232,6 +232,23 @@ class Checkpoint(NamedTuple):
     resume_offset: int
 
 
+class Audited(NamedTuple):
+    """kalshi.audited.v1: a book that REST had at some instant of [from_us, to_us], compared with what ours was then.
+
+    `outcome` is match, mismatch, or unknown where ours was not known throughout. `version` and `checksum` are our book's when it
+    was judged, at the local time `judged_us`.
+    """
+
+    market_ticker: str
+    outcome: str
+    from_us: int
+    to_us: int
+    rest_checksum: int
+    version: int
+    checksum: int
+    judged_us: int
+
+
 class MarketMemory(NamedTuple):
     """kb.deduplicator.v2 (compacted): all that the deduplicator knew of a market after the raw record at `raw_offset`.
 
@@ -255,5 +272,5 @@ class Usage(NamedTuple):
     status: int
 
 
-Event = RawFrame | BookSnapshot | BookDelta | Gap | Trade | Ticker | Lifecycle | Checkpoint | MarketMemory | Usage
+Event = RawFrame | BookSnapshot | BookDelta | Gap | Trade | Ticker | Lifecycle | Checkpoint | Audited | MarketMemory | Usage
 BookEvent = BookSnapshot | BookDelta | Gap

@@ -14,6 +14,7 @@ from kalshibook_core.kafka.consumer import Consumer, Record, TopicPartition
 from kalshibook_core.kafka.errors import Fenced
 from kalshibook_core.kafka.producer import Producer
 from kalshibook_core.kafka.reader import read_partition
+from kalshibook_core.orderbook.checksum import to_signed
 from kalshibook_core.runtime import clock, health, logs
 from kalshibook_core.wire import codec, events
 from services.reconstructor.audits import Audits, Outcome, judge, read
@@ -43,12 +44,13 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         client = await opened.enter_async_context(redis.asyncio.from_url(settings.redis_url, socket_timeout=5))
         latest = Latest(client, settings.cluster.prefix, counters)
         folded, audits = asyncio.Event(), Audits()
+        outcomes = await opened.enter_async_context(Producer(settings.cluster))
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(latest.show(folded), name="show")
             tasks.create_task(_hear(settings.cluster, audits, counters, stop), name="hear")
             while not stop.is_set():
                 try:
-                    await Membership(settings, latest, audits, counters).fold(stop)
+                    await Membership(settings, latest, audits, outcomes, counters).fold(stop)
                 except Fenced as lost:
                     if settings.cluster.instance:
                         raise  # by a namesake: joining again would only push it out
@@ -75,11 +77,12 @@ async def _hear(cluster: Cluster, audits: Audits, counters: Counters, stop: asyn
 class Membership:
     """One membership in the group: the books of the partitions it was given, and a producer of its own for each."""
 
-    def __init__(self, settings: Settings, latest: Latest, audits: Audits, counters: Counters) -> None:
+    def __init__(self, settings: Settings, latest: Latest, audits: Audits, outcomes: Producer, counters: Counters) -> None:
         self._settings = settings
         self._cluster = settings.cluster
         self._latest = latest
         self._audits = audits
+        self._outcomes = outcomes
         self._counters = counters
         self._books: dict[TopicPartition, PartitionBooks] = {}
         self._behind: dict[TopicPartition, int] = {}  # where a partition ended when it was assigned, until that is reached
@@ -196,11 +199,17 @@ class Membership:
             books = self._books.get(where(ticker))
             return books.books.get(ticker) if books is not None else None
 
-        for audit in self._audits.due(clock.now_us(), live, lambda ticker: lag.get(where(ticker), 0) > _POLL_RECORDS):
+        now_us = clock.now_us()
+        for audit in self._audits.due(now_us, live, lambda ticker: lag.get(where(ticker), 0) > _POLL_RECORDS):
             book = live(audit.ticker)
             assert book is not None
             outcome = judge(book, audit)
             self._counters.audits[outcome] += 1
+            told = events.Audited(
+                audit.ticker, outcome, audit.from_us, audit.to_us, to_signed(audit.checksum),
+                book.version, to_signed(book.book.checksum), now_us,
+            )  # fmt: skip
+            self._outcomes.add(topics.AUDITED, audit.ticker.encode(), codec.encode(told))
             if outcome is Outcome.MISMATCH:
                 self._counters.mismatch = f"{audit.ticker} version {book.version}, {audit.from_us} to {audit.to_us}"
                 _log.error(

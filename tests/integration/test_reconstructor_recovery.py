@@ -12,6 +12,7 @@ from kalshibook_core.kafka.cluster import Cluster, partition_of
 from kalshibook_core.kafka.producer import Producer
 from kalshibook_core.kafka.reader import read_partition
 from kalshibook_core.orderbook import Book
+from kalshibook_core.orderbook.checksum import to_signed
 from kalshibook_core.wire import codec
 from kalshibook_core.wire.events import BookEvent, Checkpoint
 from kalshibook_tools.stack import External, local_stack, probe
@@ -242,7 +243,17 @@ async def test_a_falsified_book_is_found(cluster, client, reconstructor):
 
         await until(told)
         assert await service.counter("audits_unknown_total") == 0
+        assert await service.drain() == 0
         log = service.log.read_text()
+    outcomes = {
+        event.market_ticker: event
+        for n in range(cluster.partitions)
+        async for record in read_partition(cluster, topics.AUDITED, n)
+        for event in [codec.decode(record.value)]
+    }
+    assert {ticker: event.outcome for ticker, event in outcomes.items()} == {"KXTEST-GOOD": "match", "KXTEST-BAD": "mismatch"}
+    assert outcomes["KXTEST-BAD"].rest_checksum == to_signed(Book([(9_000, 100)]).checksum)
+    assert outcomes["KXTEST-BAD"].version == bad.version
     assert (
         "audit_mismatch" in log
         and "KXTEST-BAD" in log
