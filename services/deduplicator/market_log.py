@@ -22,7 +22,6 @@ from collections.abc import Callable, Sequence
 from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
-from kalshibook_core.kalshi import messages
 from kalshibook_core.orderbook import Book, CorruptBook
 from kalshibook_core.orderbook.checksum import to_signed
 from kalshibook_core.wire.events import BOOK, LAG_US, BookDelta, BookEvent, BookSnapshot, Cause, Gap, RawFrame
@@ -145,8 +144,8 @@ class MarketLog:
         whose.behind = window.head - at
         return True
 
-    def delta(self, raw: RawFrame, offset: int, delta: messages.Delta, mark: int = 0) -> list[BookEvent]:
-        """Take an orderbook_delta; `mark` is the hash of its content."""
+    def delta(self, raw: RawFrame, offset: int, delta: tuple[int, int, int, int], mark: int = 0) -> list[BookEvent]:
+        """Take an orderbook_delta, as `messages.Delta` has it; `mark` is the hash of its content."""
         self.made, self._raw, self._offset = [], raw, offset
         source = self._source(raw)
         if source is None or source.standing is BROKEN:

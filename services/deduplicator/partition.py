@@ -141,6 +141,10 @@ class Partition:
         self.changed.add(log.ticker)
         return True
 
+    def knows(self, key: bytes) -> bool:
+        """Return whether a market of this key was seen."""
+        return key in self._logs
+
     @property
     def waiting(self) -> int:
         """How many markets have a source whose place in the log is not known."""
@@ -208,7 +212,7 @@ class Partition:
                     mark = print_of(payload, 0, raw[7])
                 plain = None if raw[7] else messages.plain_delta(payload)
                 if plain is not None and plain[2] == ticker and market is not None:
-                    return self._delta(market, raw, offset, messages.Delta._make(plain[3:]), mark)
+                    return self._delta(market, raw, offset, plain[3:], mark)
             try:
                 message = messages.envelope(payload)
             except messages.MalformedFrame as error:
@@ -263,11 +267,14 @@ class Partition:
             self._notice("off_grid", raw, "a level of a snapshot")
         return self._waited(log, log.snapshot(raw, offset, book, message.id > 0))
 
-    def _delta(self, market: Market, raw: RawFrame, offset: int, delta: messages.Delta, mark: int) -> Sequence[Event]:
+    def _delta(self, market: Market, raw: RawFrame, offset: int, delta: tuple[int, int, int, int], mark: int) -> Sequence[Event]:
         log, grid = market.book, market.grid
-        if grid is not None and (10_000 - delta.price if delta.side else delta.price) not in grid:
-            self._notice("off_grid", raw, f"price {delta.price} of side {delta.side}")
-        return self._waited(log, log.delta(raw, offset, delta, mark))
+        if grid is not None:
+            side, price, _, _ = delta
+            if (10_000 - price if side else price) not in grid:
+                self._notice("off_grid", raw, f"price {price} of side {side}")
+        made = log.delta(raw, offset, delta, mark)
+        return made if len(log.sources) < 2 else self._waited(log, made)
 
     def _waited(self, log: MarketLog, made: Sequence[Event]) -> Sequence[Event]:
         if len(log.sources) > 1 and log.waits:

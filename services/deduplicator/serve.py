@@ -258,7 +258,7 @@ class Member:
 
     def _receive(self, number: int, partition: Partition, producer: Producer, records: list[Record]) -> None:
         receive, confirms, add, encode, tally = partition.receive, partition.confirms, producer.add, codec.encode, self._tally
-        peek, read, partitions = self._reader.peek, self._reader.read, self._cluster.partitions
+        peek, read, knows, partitions = self._reader.peek, self._reader.read, partition.knows, self._cluster.partitions
         tally["frames"] += len(records)
         deltas = 0
         for record in records:
@@ -271,7 +271,9 @@ class Member:
             except codec.Undecodable as error:
                 self._foreign(partition, record, str(error))
                 continue
-            if key != raw[8].encode() or partition_of(key, partitions) != number:
+            if (found is None or found[3] != key or not knows(key)) and (
+                key != raw[8].encode() or partition_of(key, partitions) != number
+            ):
                 self._foreign(partition, record, "not a RawFrame under its own key in its own partition")
                 continue
             for event in receive(raw, offset, found is not None):
