@@ -252,6 +252,8 @@ class _Check:
         market = self.market
         market.gap, market.ended_us = made, market.effective_us
         self.result.counts["gaps"] += 1
+        if made.start_us < market.begun_us:
+            self.result.differs("wrong", f"{where}: it begins before the gap before it ended")
         if made.cause not in market.causes:
             self.result.differs("wrong", f"{where}: the cause {made.cause} was none")
         vouched_us = self.raw.clock_us - LAG_US if self.raw.kind == "BREAK" and self.ended is not None else 0

@@ -172,6 +172,9 @@ def test_a_liar_who_led_is_corrected_by_the_majority() -> None:
     assert (partition.tally["excluded"], partition.tally["corrections"]) == (1, 1)
     assert (snapshot.raw_offset, snapshot.sid, snapshot.gap_start_us) == (6, 1, T0 + 12 * S)  # the book after version 3
     assert partition.markets[TICKER].book.contradicting == {"g1"}
+    assert (
+        gap.effective_us > gap.start_us and snapshot.effective_us == gap.effective_us
+    )  # what was told meanwhile lies in the gap
 
 
 def test_a_quiet_markets_newcomer_is_placed_by_the_clock_of_its_connection() -> None:
