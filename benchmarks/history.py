@@ -23,7 +23,7 @@ from kalshibook_core.postgres import levels, migrate, partitions, pool, runs
 from kalshibook_core.runtime import clock
 from kalshibook_core.wire.columns import Deltas
 from kalshibook_core.wire.events import BookSnapshot
-from services.gateway.history.store import CHUNK, POINT, Store
+from services.gateway.history.store import CHUNK, POINT, Store, yesterday
 
 NAME = "history"
 MARKETS, A_DAY, A_FLUSH, EVERY = 20, 5_000, 5, 1_000
@@ -133,7 +133,7 @@ async def _timed(short: str, long: str) -> tuple[list[float], list[float], list[
             for _ in range(ASKED):
                 market, at = dice.randint(1, MARKETS), T0 + dice.randrange(LONG // MARKETS * STEP_US)
                 began = clock.monotonic()
-                await query.fetch(market, at, CHUNK)
+                await query.fetch(market, at, CHUNK, yesterday(at))
                 times[2].append(clock.monotonic() - began)
         stores = ((Store(one), SHORT, times[0]), (Store(other), LONG, times[1]))
         for _ in range(ASKED + WARM):

@@ -5,14 +5,17 @@ have eight to ten in a busy tenth of a second). "persister" decodes the topic's 
 copies, as the service does, short of fetching. Bare is COPY alone, of rows that were made before the clock started: of one row an
 event into a table with the same key, which is what the events come to without packing; and then of the very rows that the
 persister writes, which shows what is left for Postgres to do. The worst case on disk is a delta alone of its market in its flush.
+"the service" is the process itself, reading what waits for it in Kafka.
 """
 
 import asyncio
 import random
+import tempfile
 import time
 import uuid
 from collections.abc import Sequence
 from itertools import accumulate
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -20,12 +23,16 @@ from urllib.parse import urlsplit, urlunsplit
 import asyncpg
 
 from benchmarks import Row
+from kalshibook_core.kafka import admin, topics
+from kalshibook_core.kafka.cluster import Cluster
+from kalshibook_core.kafka.producer import Producer
 from kalshibook_core.orderbook.checksum import MASK, level_weight, to_signed
 from kalshibook_core.postgres import migrate, partitions, pool, runs
 from kalshibook_core.wire import codec
 from kalshibook_core.wire.events import BookDelta
 from services.persister.batch import Batch
 from services.persister.store import Store
+from tests.support.service import Service
 
 NAME = "persister"
 
@@ -46,20 +53,21 @@ FROM pg_inherits WHERE inhparent = 'book_events'::regclass"""
 
 def run(addresses: Any) -> list[Row]:
     """Measure against the Postgres of `addresses.postgres`, in a database of its own."""
-    return asyncio.run(_run(addresses.postgres))
+    return asyncio.run(_run(addresses.postgres, Cluster(addresses.kafka, f"bench-{uuid.uuid4().hex[:8]}.", 2)))
 
 
-async def _run(server: str) -> list[Row]:
+async def _run(server: str, cluster: Cluster) -> list[Row]:
     name = f"kb_bench_{uuid.uuid4().hex[:8]}"
-    admin = await asyncpg.connect(server)
-    await admin.execute(f"CREATE DATABASE {name}")
+    connection = await asyncpg.connect(server)
+    await connection.execute(f"CREATE DATABASE {name}")
     try:
         dsn = urlunsplit(urlsplit(server)._replace(path=f"/{name}"))
         await migrate.migrate(dsn)
-        return await _measure(dsn)
+        rows = await _measure(dsn)
+        return [*rows, Row.of("persister: the service, from Kafka", await _as_a_service(dsn, cluster), "events/s", rows[0].bare)]
     finally:
-        await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
-        await admin.close()
+        await connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+        await connection.close()
 
 
 async def _measure(dsn: str) -> list[Row]:
@@ -99,6 +107,25 @@ async def _measure(dsn: str) -> list[Row]:
             for name, size in on_disk.items()
         ),
     ]
+
+
+async def _as_a_service(dsn: str, cluster: Cluster) -> float:
+    """Return how fast the process itself catches up with what waits for it, its start left out."""
+    await admin.ensure_topics(cluster)
+    async with Producer(cluster) as producer:
+        for event in deltas(_EVENTS * 2):
+            producer.add(topics.BOOK, event.market_ticker.encode(), codec.encode(event))
+            if producer.buffered > 1 << 24:
+                await producer.room()
+        await producer.flush()
+    with tempfile.TemporaryDirectory() as folder:
+        async with Service("persister", cluster, Path(folder) / "log", KB_POSTGRES_DSN=dsn) as service:
+            first: tuple[float, int] | None = None
+            while (written := await service.counter("events_total") or 0) < _EVENTS * 2:
+                first = first or (time.perf_counter(), written) if written else None
+                await asyncio.sleep(0.02)
+            assert first is not None
+            return round((written - first[1]) / (time.perf_counter() - first[0]))
 
 
 async def _written(store: Store, records: Sequence[Any], flush: int) -> tuple[float, float]:

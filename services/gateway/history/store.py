@@ -1,7 +1,7 @@
 """Queries on the persister's tables, all read-only: events, checkpoints, trades and gaps of one market.
 
-Every query is bounded by a LIMIT and walks an index; a point-in-time book is one round trip, plus one for each further
-`CHUNK` rows where checkpoints are missing.
+Every query is bounded by a LIMIT and walks an index; a point-in-time book is one round trip, two for a market
+that was quiet the day before, plus one for each further `CHUNK` rows where checkpoints are missing.
 """
 
 from typing import Any, Final
@@ -24,16 +24,17 @@ _ROW: Final = ", ".join(runs.COLUMNS)
 _ORDER: Final = "ORDER BY effective_us, version"
 _BACK: Final = "ORDER BY effective_us DESC, version DESC"
 
-# The checkpoint comes back as a row of kind 0. Its own event may lie inside a row, which then begins on the same UTC day (a run
-# never leaves its day), so the search for where to begin stays within one partition.
+# The checkpoint comes back as a row of kind 0. Its own event may lie inside a row, which then begins on the same UTC day: a run
+# never leaves its day. $4, the beginning of a day, is there for the planner: it has to look at the partitions from it on only.
 POINT: Final = f"""
 WITH start AS MATERIALIZED (
     SELECT version, effective_us, checksum, levels, gap_start_us, gap_cause FROM checkpoints
     WHERE market_id = $1 AND effective_us <= $2 {_BACK} LIMIT 1
 ), first AS MATERIALIZED (
     SELECT effective_us FROM book_events
-    WHERE market_id = $1 AND effective_us <= (SELECT effective_us FROM start)
-      AND effective_us >= (SELECT effective_us - effective_us % {DAY_US} FROM start) AND version <= (SELECT version FROM start)
+    WHERE market_id = $1 AND effective_us <= $2 AND effective_us >= $4
+      AND effective_us <= (SELECT effective_us FROM start) AND version <= (SELECT version FROM start)
+      AND effective_us >= (SELECT effective_us - effective_us % {DAY_US} FROM start)
     {_BACK} LIMIT 1
 )
 SELECT * FROM (
@@ -41,7 +42,7 @@ SELECT * FROM (
            checksum, gap_start_us, gap_cause FROM start
     UNION ALL
     (SELECT {_ROW}, NULL, NULL, NULL FROM book_events
-     WHERE market_id = $1 AND effective_us <= $2
+     WHERE market_id = $1 AND effective_us <= $2 AND effective_us >= $4
        AND effective_us >= coalesce((SELECT effective_us FROM first), (SELECT effective_us FROM start), 0)
        AND version + events > coalesce((SELECT version FROM start), 0)
      {_ORDER} LIMIT $3)
@@ -81,9 +82,15 @@ WHERE market_id = $1 AND exchange_us < $2 AND (exchange_us, trade_id) > ($3, $4)
 
 _GAPS: Final = """
 SELECT m.ticker, g.market_id, g.channel, g.start_us, g.end_us, g.cause FROM gaps g JOIN markets m ON m.id = g.market_id
-WHERE ($1::integer IS NULL OR g.market_id = $1) AND g.start_us < $2 AND (g.end_us IS NULL OR g.end_us > $3)
-  AND (g.start_us, g.market_id, g.channel) > ($4, $5, $6)
-ORDER BY g.start_us, g.market_id, g.channel LIMIT $7"""
+WHERE g.start_us < $1 AND (g.end_us IS NULL OR g.end_us > $2) AND (g.start_us, g.market_id, g.channel) > ($3, $4, $5) {of_one}
+ORDER BY g.start_us, g.market_id, g.channel LIMIT $6"""
+_GAPS_OF_ALL: Final = _GAPS.format(of_one="")
+_GAPS_OF_ONE: Final = _GAPS.format(of_one="AND g.market_id = $7")
+
+
+def yesterday(at_us: int) -> int:
+    """Return the beginning of the UTC day before an instant's: an active market's last checkpoint is no older."""
+    return max(0, at_us - at_us % DAY_US - DAY_US)
 
 
 class Store:
@@ -111,7 +118,12 @@ class Store:
 
     async def book_at(self, market_id: int, at_us: int) -> State | None:
         """Return the book after every event with effective_us <= at_us, None if there is none; raise CorruptHistory."""
-        rows: list[Any] = await self._pool.fetch(POINT, market_id, at_us, CHUNK, timeout=TIMEOUT)
+        since = yesterday(at_us)
+        rows: list[Any] = await self._pool.fetch(POINT, market_id, at_us, CHUNK, since, timeout=TIMEOUT)
+        began = rows[0]["effective_us"] if rows and rows[0]["kind"] == 0 else 0
+        if began < since:  # a market that has been quiet, or one without checkpoints
+            since = began - began % DAY_US
+            rows = await self._pool.fetch(POINT, market_id, at_us, CHUNK, since, timeout=TIMEOUT)
         if not rows:
             return None
         state = State()
@@ -173,5 +185,6 @@ class Store:
 
     async def gaps(self, market_id: int | None, from_us: int, to_us: int, after: tuple[int, int, str], limit: int) -> list[Any]:
         """Return gaps that touch [from_us, to_us), by (start, market id, channel); of all markets where market_id is None."""
-        rows: list[Any] = await self._pool.fetch(_GAPS, market_id, to_us, from_us, *after, limit, timeout=TIMEOUT)
+        statement, one = (_GAPS_OF_ALL, ()) if market_id is None else (_GAPS_OF_ONE, (market_id,))
+        rows: list[Any] = await self._pool.fetch(statement, to_us, from_us, *after, limit, *one, timeout=TIMEOUT)
         return rows
