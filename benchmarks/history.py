@@ -9,6 +9,7 @@ rows unpacked, about 500 events folded and the checksum compared; bare is the qu
 import asyncio
 import os
 import random
+import time
 import uuid
 from typing import Any, Final
 from urllib.parse import urlsplit, urlunsplit
@@ -37,8 +38,9 @@ PRICES: Final = 97  # every level is filled, then emptied, then filled again
 
 def run(addresses: Any) -> list[Row]:
     """Measure against the Postgres of `addresses.postgres`, in databases of its own."""
-    short, long, bare = (sorted(times) for times in asyncio.run(_run(addresses.postgres)))
-    rows = []
+    *times, cpu = asyncio.run(_run(addresses.postgres))
+    short, long, bare = map(sorted, times)
+    rows = [Row("history: CPU of an answer, our process", round(1000 * cpu, 2), "ms", None, None)]
     for name, part in (("p50", 0.5), ("p99", 0.99)):
         ours, day, query = (round(1000 * times[int(len(times) * part)], 2) for times in (long, short, bare))
         rows += [
@@ -48,7 +50,7 @@ def run(addresses: Any) -> list[Row]:
     return rows
 
 
-async def _run(server: str) -> tuple[list[float], list[float], list[float]]:
+async def _run(server: str) -> tuple[list[float], list[float], list[float], float]:
     names = [f"kb_bench_{uuid.uuid4().hex[:8]}" for _ in range(2)]
     admin = await asyncpg.connect(server)
     for name in names:
@@ -124,7 +126,7 @@ def _checkpoint(number: int) -> tuple[Any, ...]:
     return T0 + (number + 1) * STEP_US, to_signed(book.checksum), None, number + 2, None, packed
 
 
-async def _timed(short: str, long: str) -> tuple[list[float], list[float], list[float]]:
+async def _timed(short: str, long: str) -> tuple[list[float], list[float], list[float], float]:
     dice = random.Random(1)
     async with await pool.connect_pool(short, size=1) as one, await pool.connect_pool(long, size=1) as other:
         times: tuple[list[float], list[float], list[float]] = ([], [], [])
@@ -136,6 +138,7 @@ async def _timed(short: str, long: str) -> tuple[list[float], list[float], list[
                 await query.fetch(market, at, CHUNK, yesterday(at))
                 times[2].append(clock.monotonic() - began)
         stores = ((Store(one), SHORT, times[0]), (Store(other), LONG, times[1]))
+        cpu = time.process_time()
         for _ in range(ASKED + WARM):
             for store, count, taken in stores:
                 market, at = dice.randint(1, MARKETS), T0 + dice.randrange(count // MARKETS * STEP_US)
@@ -144,4 +147,5 @@ async def _timed(short: str, long: str) -> tuple[list[float], list[float], list[
                 taken.append(clock.monotonic() - began)
                 if state is None or state.version != 1 + (at - T0) // STEP_US or state.applied > EVERY:
                     raise RuntimeError(f"market {market} at {at}: {state and state.version}")
-        return times[0][WARM:], times[1][WARM:], times[2][WARM:]
+        cpu = time.process_time() - cpu
+        return times[0][WARM:], times[1][WARM:], times[2][WARM:], cpu / (2 * (ASKED + WARM))

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kalshibook_core.orderbook.checksum import MASK, level_weight, to_signed
@@ -118,6 +118,8 @@ def test_a_flipped_bit_a_cut_and_another_key_are_told(steps, data):
 
 
 @given(st.integers(-1, 70), st.integers(0, 4), st.binary(max_size=60))
+@example(0, runs.DELTA, bytes(10))
+@example(1, runs.DELTA, b"\xff" * 60)
 def test_bytes_under_a_seal_that_fits_them_are_events_or_told(events, kind, body):
     row = runs._sealed(AT, 7, 1, events, kind, body)  # one in four milliards of damaged rows has such a seal
     try:
