@@ -207,10 +207,13 @@ async def test_a_checkpoint_of_another_book_than_its_event_is_never_served(serve
     assert (answer.status_code, answer.json()["error"]["code"]) == (500, "corrupt_history")
 
 
-async def test_pages_begin_inside_a_row_and_inside_a_microsecond(served: tuple[httpx.AsyncClient, Any]) -> None:
+async def test_pages_begin_inside_a_row_and_inside_a_microsecond_and_reach_over_quiet_weeks(
+    served: tuple[httpx.AsyncClient, Any],
+) -> None:
     client, connection = served
     market = Market("KXA", MIDNIGHT - 100)
-    events = [market.event(11, 1), *(market.event(1 + i % 10, 100 if i == 60 else i // 90) for i in range(399))]
+    pauses = {60: 100, 250: 40 * 86_400_000_000}
+    events = [market.event(11, 1), *(market.event(1 + i % 10, pauses.get(i, i // 90)) for i in range(399))]
     await gateway.write(connection, await gateway.add_market(connection, "KXA"), events, 250, 300)
     for event in (events[10], events[63], events[64], events[65], events[200], events[399]):
         for limit in (1, 7, 1000):

@@ -56,10 +56,10 @@ _FIRST: Final = "SELECT effective_us FROM book_events WHERE market_id = $1 ORDER
 _LATER: Final = "SELECT effective_us FROM book_events WHERE market_id = $1 AND effective_us > $2 ORDER BY effective_us LIMIT 1"
 _CHECKPOINTED: Final = "SELECT EXISTS (SELECT FROM checkpoints WHERE market_id = $1)"
 
-# From the row that begins before the instant (on its UTC day) and may reach into it.
+# From the row that begins before the instant, on its UTC day, and may reach into it.
 _EVENTS: Final = f"""
 SELECT {_ROW} FROM book_events
-WHERE market_id = $1 AND effective_us < $3 AND version + events - 1 > $4
+WHERE market_id = $1 AND effective_us < $3 AND version + events - 1 > $4 AND effective_us >= $2 - $2 % {DAY_US}
   AND effective_us >= coalesce((SELECT effective_us FROM book_events
                                 WHERE market_id = $1 AND effective_us < $2 AND effective_us >= $2 - $2 % {DAY_US}
                                 ORDER BY effective_us DESC LIMIT 1), $2)
@@ -161,18 +161,25 @@ class Store:
         """Return book events with from_us <= effective_us < to_us and version > after_version, in order; raise CorruptHistory."""
         if from_us == 0 and after_version:
             from_us = await self._pool.fetchval(_EFFECTIVE_OF, market_id, after_version, timeout=TIMEOUT)
+        if from_us == 0:
+            from_us = await self.first_recorded(market_id) or 0
         found: list[Event] = []
-        at_once = limit // 16 + 2
+        # Days are asked for a few at a time, then more: a query costs by the partitions it may have to look into.
+        at_once, days = limit // 16 + 2, 2
         while True:
-            rows = await self._pool.fetch(_EVENTS, market_id, from_us, to_us, after_version, at_once, timeout=TIMEOUT)
+            until = min(to_us, from_us - from_us % DAY_US + days * DAY_US)
+            rows = await self._pool.fetch(_EVENTS, market_id, from_us, until, after_version, at_once, timeout=TIMEOUT)
             try:
                 events = [Event._make(event) for row in rows for event in runs.unpack(*row)]
             except runs.DamagedRow as error:
                 raise CorruptHistory(str(error)) from error
             found += (event for event in events if event.version > after_version and from_us <= event.effective_us < to_us)
-            if len(rows) < at_once or len(found) >= limit:
+            if len(found) >= limit or (until == to_us and len(rows) < at_once):
                 return found[:limit]
-            after_version, at_once = events[-1].version, min(at_once * 4, CHUNK)
+            if len(rows) < at_once:
+                from_us, days = until, days * 8
+            else:
+                after_version, at_once = events[-1].version, min(at_once * 4, CHUNK)
 
     async def gaps_between(self, market_id: int, from_us: int, to_us: int) -> list[tuple[int, int | None, str, int]]:
         """Return (start, end, cause, version that opened it) of the book gaps that touch [from_us, to_us]."""
