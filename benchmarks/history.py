@@ -33,14 +33,15 @@ LONG: Final = int(os.environ.get("KB_BENCH_DELTAS", 10 * SHORT))  # noqa: TID251
 ASKED, WARM = 2_000, 500
 STEP_US: Final = partitions.DAY_US // A_DAY
 T0: Final = 20_000 * partitions.DAY_US
+Measured = tuple[list[float], list[float], list[float], list[float]]
+"""Seconds an answer took: of the short history, of the long one, of the query alone, and of our CPU."""
 PRICES: Final = 97  # every level is filled, then emptied, then filled again
 
 
 def run(addresses: Any) -> list[Row]:
     """Measure against the Postgres of `addresses.postgres`, in databases of its own."""
-    *times, cpu = asyncio.run(_run(addresses.postgres))
-    short, long, bare = map(sorted, times)
-    rows = [Row("history: CPU of an answer, our process", round(1000 * cpu, 2), "ms", None, None)]
+    short, long, bare, cpu = map(sorted, asyncio.run(_run(addresses.postgres)))
+    rows = [Row("history: CPU of an answer, p99, our process", round(1000 * cpu[int(len(cpu) * 0.99)], 2), "ms", None, None)]
     for name, part in (("p50", 0.5), ("p99", 0.99)):
         ours, day, query = (round(1000 * times[int(len(times) * part)], 2) for times in (long, short, bare))
         rows += [
@@ -50,7 +51,7 @@ def run(addresses: Any) -> list[Row]:
     return rows
 
 
-async def _run(server: str) -> tuple[list[float], list[float], list[float], float]:
+async def _run(server: str) -> Measured:
     names = [f"kb_bench_{uuid.uuid4().hex[:8]}" for _ in range(2)]
     admin = await asyncpg.connect(server)
     for name in names:
@@ -126,7 +127,7 @@ def _checkpoint(number: int) -> tuple[Any, ...]:
     return T0 + (number + 1) * STEP_US, to_signed(book.checksum), None, number + 2, None, packed
 
 
-async def _timed(short: str, long: str) -> tuple[list[float], list[float], list[float], float]:
+async def _timed(short: str, long: str) -> Measured:
     dice = random.Random(1)
     async with await pool.connect_pool(short, size=1) as one, await pool.connect_pool(long, size=1) as other:
         times: tuple[list[float], list[float], list[float]] = ([], [], [])
@@ -138,14 +139,14 @@ async def _timed(short: str, long: str) -> tuple[list[float], list[float], list[
                 await query.fetch(market, at, CHUNK, yesterday(at))
                 times[2].append(clock.monotonic() - began)
         stores = ((Store(one), SHORT, times[0]), (Store(other), LONG, times[1]))
-        cpu = time.process_time()
+        cpu = list[float]()
         for _ in range(ASKED + WARM):
             for store, count, taken in stores:
                 market, at = dice.randint(1, MARKETS), T0 + dice.randrange(count // MARKETS * STEP_US)
-                began = clock.monotonic()
+                began, used = clock.monotonic(), time.process_time()
                 state = await store.book_at(market, at)
                 taken.append(clock.monotonic() - began)
+                cpu.append(time.process_time() - used)
                 if state is None or state.version != 1 + (at - T0) // STEP_US or state.applied > EVERY:
                     raise RuntimeError(f"market {market} at {at}: {state and state.version}")
-        cpu = time.process_time() - cpu
-        return times[0][WARM:], times[1][WARM:], times[2][WARM:], cpu / (2 * (ASKED + WARM))
+        return times[0][WARM:], times[1][WARM:], times[2][WARM:], cpu[2 * WARM :]
