@@ -19,7 +19,7 @@ from kalshibook_core.kafka.cluster import Cluster
 from kalshibook_core.postgres import migrate
 from kalshibook_core.postgres.pool import connect
 from kalshibook_core.runtime import clock
-from services.gateway.history.store import CHUNK, POINT
+from services.gateway.history.store import CHUNK, POINT, yesterday
 from tests.support import gateway
 from tests.support.canonical import Market
 
@@ -76,7 +76,7 @@ async def _timed(cluster: Cluster, dsn: str, redis: str) -> tuple[list[float], l
     bare = []
     for number, at in asked:
         began = clock.monotonic()
-        await statement.fetch(ids[number], at, CHUNK)
+        await statement.fetch(ids[number], at, CHUNK, yesterday(at))
         bare.append(clock.monotonic() - began)
     await connection.close()
     with tempfile.TemporaryDirectory() as folder:

@@ -50,6 +50,8 @@ async def create(connection: "Connection", partition: Partition) -> None:
         await connection.execute("SELECT pg_advisory_xact_lock(hashtext($1))", name)
         if await connection.fetchval("SELECT to_regclass($1)", name) is None:
             await connection.execute(f"CREATE TABLE {name} (LIKE {table} INCLUDING ALL)")
+            # Row security is not inherited: without its own, a partition would be open by its name (see migration 0004).
+            await connection.execute(f"ALTER TABLE {name} ENABLE ROW LEVEL SECURITY")
             await connection.execute(f"ALTER TABLE {table} ATTACH PARTITION {name} FOR VALUES FROM ({start_us}) TO ({end_us})")
 
 

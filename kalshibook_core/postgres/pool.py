@@ -15,8 +15,14 @@ UNREACHABLE = (
 )
 """What asyncpg raises while a server is away, starting or shutting down: worth a retry, where other errors are not."""
 
-# A process that freezes inside a transaction keeps its locks; whoever takes over from it must not wait for ever.
-_SERVER_SETTINGS = {"application_name": "kalshibook", "idle_in_transaction_session_timeout": "15000"}
+_SERVER_SETTINGS = {
+    "application_name": "kalshibook",
+    # A process that freezes inside a transaction keeps its locks; whoever takes over from it must not wait for ever.
+    "idle_in_transaction_session_timeout": "15000",
+    # Planning a point-in-time query anew each time takes five times as long as running it, with a hundred partitions. So each
+    # statement has to have one good plan, whatever its arguments: a condition that an index helps is not an optional one.
+    "plan_cache_mode": "force_generic_plan",
+}
 
 
 class DatabaseUnreachable(Exception):

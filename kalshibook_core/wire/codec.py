@@ -63,6 +63,11 @@ def _header(schema: dict[str, Any]) -> bytes:
     return b"\x00" + int(schema["schema_id"]).to_bytes(4, "big")
 
 
+def header(cls: type) -> bytes:
+    """Return the five bytes that every value of an event begins with, as `encode` writes it."""
+    return _header(SCHEMAS[cls.__name__])
+
+
 def _readers() -> dict[bytes, tuple[Any, Any, Any]]:
     # Records outlive their schema: what was written under a released one is read into today's, whose new fields have defaults.
     released = (orjson.loads(path.read_bytes()) for path in sorted((schema_folder() / "released").glob("*.avsc")))

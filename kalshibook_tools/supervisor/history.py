@@ -16,12 +16,12 @@ FROM gaps g JOIN markets m ON m.id = g.market_id ORDER BY g.start_us, m.ticker""
 
 _REACHED = """
 SELECT m.ticker,
-       coalesce((SELECT version FROM book_events e WHERE e.market_id = m.id
+       coalesce((SELECT version + events - 1 FROM book_events e WHERE e.market_id = m.id
                  ORDER BY effective_us DESC, version DESC LIMIT 1), 0) AS version,
        (SELECT count(*) FROM trades t WHERE t.market_id = m.id) AS trades
 FROM markets m WHERE m.ticker = ANY($1)"""
 
-# The markets heard of last, each with the time of its latest delta: a book that lives.
+# The markets heard of last, each with the time of its latest deltas: a book that lives.
 _LIVELY = """
 SELECT m.ticker, last.effective_us
 FROM (SELECT id, ticker FROM markets ORDER BY updated_us DESC LIMIT 500) m

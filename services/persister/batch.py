@@ -5,18 +5,15 @@ and passed over: the raw topic has the frame it came from.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cached_property
 from typing import Any, Final, NamedTuple
 
-from kalshibook_core.postgres import levels, partitions
-from kalshibook_core.wire import codec, events
+import numpy as np
+
+from kalshibook_core.postgres import levels, partitions, runs
+from kalshibook_core.wire import codec, columns, events
 from services.persister import market
 
-SNAPSHOT, DELTA, GAP = 1, 2, 3
-"""Values of book_events.kind."""
-
-BOOK_COLUMNS: Final = (
-    "effective_us", "exchange_us", "recv_us", "checksum", "delta", "market_id", "version", "price", "side", "kind", "levels",
-)  # fmt: skip
 TICKER_COLUMNS: Final = (
     "market_id", "exchange_us", "recv_us", "price", "yes_bid", "yes_ask", "yes_bid_size", "yes_ask_size",
     "last_trade_size", "volume", "open_interest", "dollar_volume", "dollar_open_interest",
@@ -45,7 +42,7 @@ class Batch:
 
     def __init__(self) -> None:
         self.next: dict[Source, int] = {}
-        self.deltas: list[events.BookDelta] = []
+        self._deltas: list[bytes] = []  # as they came: they are decoded together, when the batch is written
         self.snapshots: list[events.BookSnapshot] = []
         self.gaps: list[events.Gap] = []
         self.gap_rows: dict[tuple[str, str, int], GapRow] = {}
@@ -58,7 +55,7 @@ class Batch:
         self.rows = 0
         self.unreadable = 0
         self._add: dict[type, Callable[[Any], None]] = {
-            events.BookDelta: self.deltas.append,
+            events.BookDelta: lambda event: self._deltas.append(codec.encode(event)),  # of a schema before today's
             events.BookSnapshot: self._add_snapshot,
             events.Gap: self._add_gap,
             events.Trade: self.trades.append,
@@ -69,17 +66,33 @@ class Batch:
 
     def add(self, source: Source, records: Iterable[Any]) -> None:
         """Take Kafka records (`offset`, `value`) of one partition, in their order."""
-        decode, add = codec.decode, self._add
+        decode, add, size = codec.decode, self._add, len(columns.DELTA)
         for record in records:
             self.next[source] = record.offset + 1
-            if record.value is None:
+            value = record.value
+            if value is None:
                 continue  # a tombstone of the compacted topic
+            if value[:size] == columns.DELTA:
+                self._deltas.append(value)
+                self.rows += 1
+                continue
             try:
-                event = decode(record.value)
+                event = decode(value)
                 add[type(event)](event)
                 self.rows += 1
             except (codec.Undecodable, KeyError, ValueError):
                 self.unreadable += 1
+
+    @cached_property
+    def deltas(self) -> columns.Deltas:
+        """The deltas in it. To be asked for once nothing more is added."""
+        try:
+            return columns.deltas(self._deltas)
+        except codec.Undecodable:
+            whole = [value for value in self._deltas if _decodable(value)]
+            self.unreadable += len(self._deltas) - len(whole)
+            self.rows -= len(self._deltas) - len(whole)
+            return columns.deltas(whole)
 
     def _add_snapshot(self, event: events.BookSnapshot) -> None:
         self.snapshots.append(event)
@@ -108,33 +121,39 @@ class Batch:
     @property
     def last_effective_us(self) -> int:
         """The latest effective time of a book event in it, 0 without one."""
-        return max((part[-1].effective_us for part in (self.deltas, self.snapshots, self.gaps) if part), default=0)
+        others = max((part[-1].effective_us for part in (self.snapshots, self.gaps) if part), default=0)
+        return max(others, int(self.deltas.effective_us.max(initial=0)))
 
     def tickers_named(self) -> set[str]:
         """Return every market that the batch has a row of."""
-        parts = (self.deltas, self.snapshots, self.trades, self.tickers, self.checkpoints, self.gap_rows.values())
-        return {row[0] for part in parts for row in part} | self.market_changes.keys()  # the ticker is the first field of each
+        parts = (self.snapshots, self.trades, self.tickers, self.checkpoints, self.gap_rows.values())
+        named = {row[0] for part in parts for row in part}  # the ticker is the first field of each
+        return named | self.market_changes.keys() | set(self.deltas.tickers)
 
     def partitions_needed(self) -> set[partitions.Partition]:
         """Return the partitions by time that its rows belong to."""
         day = partitions.DAY_US
         days: dict[str, set[int]] = {
-            "book_events": {e.effective_us // day for part in (self.deltas, self.snapshots, self.gaps) for e in part},
+            "book_events": {e.effective_us // day for part in (self.snapshots, self.gaps) for e in part}
+            | set(np.unique(self.deltas.effective_us // day).tolist()),
             "tickers": {e.exchange_us // day for e in self.tickers},
             "checkpoints": {e.effective_us // day for e in self.checkpoints},
         }
         found = (partitions.containing(table, number * day) for table, numbers in days.items() for number in numbers)
         return {partition for partition in found if partition is not None}
 
-    def book_rows(self, ids: Ids) -> Iterator[Row]:
-        """Yield the rows of book_events, in the order of BOOK_COLUMNS."""
-        for e in self.snapshots:
-            packed = levels.pack(e.yes, e.no)
-            yield (e.effective_us, 0, e.recv_us, e.checksum, 0, ids[e.market_ticker], e.version, 0, 0, SNAPSHOT, packed)
-        for g in self.gaps:
-            yield (g.effective_us, 0, g.recv_us, g.checksum, 0, ids[g.market_ticker], g.version, 0, 0, GAP, b"")
-        for ticker, version, effective_us, exchange_us, recv_us, side, price, delta, checksum, *_ in self.deltas:
-            yield (effective_us, exchange_us, recv_us, checksum, delta, ids[ticker], version, price, side, DELTA, b"")
+    @property
+    def has_book_events(self) -> bool:
+        """Whether `book_rows` will yield any."""
+        return bool(self.snapshots or self.gaps or self.deltas.tickers)
+
+    def book_rows(self, ids: Ids) -> Iterator[runs.Row]:
+        """Yield the rows of book_events."""
+        for snapshot in self.snapshots:
+            yield runs.pack_snapshot(ids[snapshot.market_ticker], snapshot)
+        for gap in self.gaps:
+            yield runs.pack_gap(ids[gap.market_ticker], gap)
+        yield from runs.pack_deltas(np.array([ids[ticker] for ticker in self.deltas.tickers], np.int64), self.deltas)
 
     def ticker_rows(self, ids: Ids) -> Iterator[Row]:
         """Yield the rows of tickers, in the order of TICKER_COLUMNS."""
@@ -176,3 +195,11 @@ class Batch:
             )
             for e in self.lifecycle
         ]
+
+
+def _decodable(value: bytes) -> bool:
+    try:
+        codec.decode(value)
+    except codec.Undecodable:
+        return False
+    return True

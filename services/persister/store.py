@@ -4,12 +4,12 @@ Every statement the service runs is here. Market ids are remembered only after t
 """
 
 from collections import ChainMap
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any, Final
 
 import asyncpg
 
-from kalshibook_core.postgres import partitions
+from kalshibook_core.postgres import partitions, runs
 from kalshibook_core.postgres.pool import UNREACHABLE
 from kalshibook_core.wire.events import EVENT, SERIES
 from services.persister import batch as batches
@@ -161,10 +161,10 @@ async def _allocate(connection: Any, tickers: Set[str]) -> dict[str, int]:
 async def _insert(connection: Any, batch: Batch, ids: Mapping[str, int]) -> dict[str, int]:
     counts: dict[str, int] = {}
 
-    async def copy(table: str, columns: Sequence[str], rows: Any, expected: int) -> None:
-        if expected:
-            await connection.copy_records_to_table(table, columns=columns, records=rows)
-            counts[table] = expected
+    async def copy(table: str, columns: Sequence[str], rows: Iterable[Row], some: bool) -> None:
+        if some:  # made while they are sent: Postgres works on the first of them meanwhile
+            done = await connection.copy_records_to_table(table, columns=columns, records=rows)
+            counts[table] = int(done.rsplit(" ", 1)[1])
 
     async def insert(table: str, statement: str, rows: list[Row]) -> None:
         if rows:
@@ -173,10 +173,9 @@ async def _insert(connection: Any, batch: Batch, ids: Mapping[str, int]) -> dict
             if counts[table] != len(rows):
                 counts[f"{table}_repeated"] = len(rows) - counts[table]
 
-    book = len(batch.deltas) + len(batch.snapshots) + len(batch.gaps)
-    await copy("book_events", batches.BOOK_COLUMNS, batch.book_rows(ids), book)
-    await copy("tickers", batches.TICKER_COLUMNS, batch.ticker_rows(ids), len(batch.tickers))
-    await copy("lifecycle", batches.LIFECYCLE_COLUMNS, batch.lifecycle_rows(ids), len(batch.lifecycle))
+    await copy("book_events", runs.COLUMNS, batch.book_rows(ids), batch.has_book_events)
+    await copy("tickers", batches.TICKER_COLUMNS, batch.ticker_rows(ids), bool(batch.tickers))
+    await copy("lifecycle", batches.LIFECYCLE_COLUMNS, batch.lifecycle_rows(ids), bool(batch.lifecycle))
     await insert("trades", _TRADES, batch.trade_rows(ids))
     await insert("checkpoints", _CHECKPOINTS, batch.checkpoint_rows(ids))
     await insert("events", _EVENTS, sorted(batch.families[EVENT].values()))

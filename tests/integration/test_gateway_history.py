@@ -14,7 +14,8 @@ from kalshibook_core.kafka.cluster import Cluster, partition_of
 from kalshibook_core.kafka.producer import Producer
 from kalshibook_core.kalshi.numbers import price, size
 from kalshibook_core.orderbook import Book
-from kalshibook_core.orderbook.checksum import to_hex
+from kalshibook_core.orderbook.checksum import to_hex, to_signed
+from kalshibook_core.postgres import levels
 from kalshibook_core.postgres.pool import connect
 from kalshibook_core.wire import codec
 from kalshibook_core.wire.events import BookDelta, BookEvent, BookSnapshot, Checkpoint, Gap
@@ -82,7 +83,7 @@ async def test_book_at_any_instant_equals_the_fold(served: tuple[httpx.AsyncClie
             got = (body["yes"], body["no"], body["version"], body["checksum"], body["quality"]["gap"])
             assert got == shown(events, at_us)
             assert body["at"] == instants.text(at_us)
-            state = "gap" if got[4] else "complete" if at_us <= last else "pending"
+            state = "gap" if got[4] else "complete" if at_us < last else "pending"  # of the last microsecond more may come
             assert body["quality"]["state"] == state
             proof = body["proof"]
             before = 0 if proof["checkpoint"]["source"] == "snapshot" else proof["checkpoint"]["version"]
@@ -112,16 +113,17 @@ async def test_an_ended_market_is_not_pending(served: tuple[httpx.AsyncClient, A
         events.pop()
     await gateway.write(connection, await gateway.add_market(connection, "KXA", status="determined"), events)
     body = (await client.get("/v1/orderbook/KXA", params={"at": events[-1].effective_us + 1})).json()
-    assert (body["quality"]["state"], body["proof"]["recorded_through"]) == ("ended", instants.text(events[-1].effective_us))
+    assert (body["quality"]["state"], body["proof"]["recorded_through"]) == ("ended", instants.text(events[-1].effective_us - 1))
 
 
 @pytest.mark.parametrize(
     "damage",
     [
-        "UPDATE book_events SET checksum = checksum + 1 WHERE version = 100",
-        "UPDATE book_events SET delta = delta + 1 WHERE version = (SELECT max(version) FROM book_events WHERE kind = 2)",
-        "DELETE FROM book_events WHERE version = 95",
-        "UPDATE book_events SET levels = '\\x00' WHERE kind = 1",
+        "UPDATE book_events SET packed = set_byte(packed, 20, get_byte(packed, 20) # 4) WHERE version = 93",
+        "UPDATE book_events SET packed = substring(packed FOR 30) WHERE version = 93",
+        "UPDATE book_events SET events = events - 1 WHERE version = 93",
+        "DELETE FROM book_events WHERE version = 70",
+        "UPDATE book_events SET packed = '\\x00' WHERE kind = 1",
         "UPDATE checkpoints SET checksum = checksum + 1",
     ],
 )
@@ -129,10 +131,99 @@ async def test_damaged_history_is_never_served_as_good(served: tuple[httpx.Async
     client, connection = served
     market = Market("KXA", MIDNIGHT)
     events = [market.event(11, 1), *(market.event(1 + i % 10, 1) for i in range(99))]  # no snapshot but the first, no gap
-    await gateway.write(connection, await gateway.add_market(connection, "KXA"), events, 1000 if "levels" in damage else 90)
+    await gateway.write(connection, await gateway.add_market(connection, "KXA"), events, 1000 if "kind" in damage else 90)
     await connection.execute(damage)
     answer = await client.get("/v1/orderbook/KXA", params={"at": events[-1].effective_us})
     assert (answer.status_code, answer.json()["error"]["code"]) == (500, "corrupt_history")
+    if "packed" in damage:
+        answer = await client.get("/v1/deltas/KXA", params={"limit": 200})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (500, "corrupt_history")
+
+
+async def put_checkpoint(connection: Any, market_id: int, events: list[BookEvent], book: Book | None = None) -> None:
+    """Store a checkpoint after the events, and nothing else; `book`: another one than theirs."""
+    last = events[-1]
+    found = gateway.brute_force(events, last.effective_us)
+    assert found is not None
+    book = book or found[0]
+    row = (last.effective_us, to_signed(book.checksum), None, market_id, last.version, None, levels.pack(book.yes, book.no))
+    if isinstance(last, Gap):
+        row = (*row[:2], last.start_us, *row[3:5], last.cause, row[6])
+    await connection.copy_records_to_table("checkpoints", records=[row])
+
+
+async def test_a_checkpoint_stored_before_its_events_is_not_taken_for_all_there_is(
+    served: tuple[httpx.AsyncClient, Any],
+) -> None:
+    client, connection = served
+    market = Market("KXA", MIDNIGHT)
+    events = [market.event(11, 1), *(market.event(1 + i % 10, 0 if i == 40 else 1_000_000) for i in range(70))]
+    at = [event.effective_us for event in events]
+    assert at[39] < at[40] == at[41] == at[42] - 1_000_000  # version 41 is checkpointed, 42 is of its microsecond
+    market_id = await gateway.add_market(connection, "KXA")
+    await put_checkpoint(connection, market_id, events[:41])
+
+    async def asked(at_us: int) -> tuple[Any, ...]:
+        body = (await client.get("/v1/orderbook/KXA", params={"at": at_us})).json()
+        if "error" in body:
+            return body["error"]["code"], body["error"]["details"]["reason"]
+        assert (body["yes"], body["no"], body["version"], body["checksum"]) == shown(events[: body["version"]], at_us)[:4]
+        return body["version"], body["quality"]["state"]
+
+    assert await asked(at[30]) == ("not_recorded_yet", "pending")
+    assert await asked(at[40]) == await asked(at[60]) == (41, "pending")
+    await gateway.write(connection, market_id, events[:31])
+    assert await asked(at[29]) == (30, "complete")
+    assert await asked(at[35]) == (31, "pending")
+    assert await asked(at[40]) == (41, "pending")
+    await gateway.write(connection, market_id, events[31:])
+    assert await asked(at[35]) == (36, "complete")
+    assert await asked(at[40] - 1) == (40, "complete")
+    assert await asked(at[40]) == (42, "complete")
+    assert await asked(at[60]) == (61, "complete")
+
+
+async def test_a_gap_that_only_a_checkpoint_knows_is_told_and_not_another(served: tuple[httpx.AsyncClient, Any]) -> None:
+    client, connection = served
+    market = Market("KXA", MIDNIGHT)
+    events = [market.event(roll, 1_000) for roll in (3, 4, 26, 4, 7, 39)]  # a gap that was closed, and the last one
+    last = events[-1]
+    assert isinstance(last, Gap)
+    market_id = await gateway.add_market(connection, "KXA")
+    await gateway.write(connection, market_id, events[:5])
+    await put_checkpoint(connection, market_id, events)
+    body = (await client.get("/v1/orderbook/KXA", params={"at": last.effective_us + 5})).json()
+    assert body["quality"] == {"state": "gap", "gap": forms.gap(last.start_us, None, last.cause)}
+
+
+async def test_a_checkpoint_of_another_book_than_its_event_is_never_served(served: tuple[httpx.AsyncClient, Any]) -> None:
+    client, connection = served
+    market = Market("KXA", MIDNIGHT)
+    events = [market.event(11, 1), *(market.event(1 + i % 10, 1) for i in range(40))]
+    market_id = await gateway.add_market(connection, "KXA")
+    await gateway.write(connection, market_id, events)
+    await put_checkpoint(connection, market_id, events[:30], Book([(100, 5)], []))  # its own checksum is right
+    answer = await client.get("/v1/orderbook/KXA", params={"at": events[29].effective_us})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "corrupt_history")
+
+
+async def test_pages_begin_inside_a_row_and_inside_a_microsecond_and_reach_over_quiet_weeks(
+    served: tuple[httpx.AsyncClient, Any],
+) -> None:
+    client, connection = served
+    market = Market("KXA", MIDNIGHT - 100)
+    pauses = {60: 100, 250: 40 * 86_400_000_000}
+    events = [market.event(11, 1), *(market.event(1 + i % 10, pauses.get(i, i // 90)) for i in range(399))]
+    await gateway.write(connection, await gateway.add_market(connection, "KXA"), events, 250, 300)
+    for event in (events[10], events[63], events[64], events[65], events[200], events[399]):
+        for limit in (1, 7, 1000):
+            wanted = [each.version for each in events if each.effective_us >= event.effective_us][:limit]
+            page = (await client.get("/v1/deltas/KXA", params={"from": event.effective_us, "limit": limit})).json()
+            assert [row["version"] for row in page["data"]] == wanted
+            params = {"after_version": event.version, "limit": limit}
+            page = (await client.get("/v1/deltas/KXA", params=params)).json()
+            wanted = [each.version for each in events[event.version :]][:limit]
+            assert [row["version"] for row in page["data"]] == wanted
 
 
 async def test_pages_of_deltas_hold_every_event_and_fold_to_every_checksum(served: tuple[httpx.AsyncClient, Any]) -> None:

@@ -13,7 +13,7 @@ import pytest
 from kalshibook_core.kafka import topics
 from kalshibook_core.kafka.cluster import Cluster
 from kalshibook_core.kafka.producer import Producer
-from kalshibook_core.postgres import levels, migrate, pool
+from kalshibook_core.postgres import levels, migrate, pool, runs
 from kalshibook_core.wire import codec
 from kalshibook_core.wire.events import (
     TRADES,
@@ -74,10 +74,13 @@ def row_of(event: BookEvent) -> tuple:
 
 async def rows(connection: asyncpg.Connection) -> list[tuple]:
     found = await connection.fetch(
-        "SELECT ticker, version, effective_us, recv_us, checksum, kind, exchange_us, side, price, delta, levels"
-        " FROM book_events JOIN markets ON id = market_id ORDER BY ticker, version"
+        f"SELECT ticker, {', '.join(runs.COLUMNS)} FROM book_events JOIN markets ON id = market_id ORDER BY ticker, version"
     )
-    return [tuple(row) for row in found]
+    return [
+        (ticker, e.version, e.effective_us, e.recv_us, e.checksum, e.kind, e.exchange_us, e.side, e.price, e.delta, e.levels)
+        for ticker, *row in found
+        for e in map(runs.Event._make, runs.unpack(*row))
+    ]
 
 
 def expected(events: list[BookEvent]) -> list[tuple]:
@@ -91,9 +94,9 @@ async def connection(database):
     await connection.close()
 
 
-def counted(connection: asyncpg.Connection, table: str, number: int):
+def stored(connection: asyncpg.Connection, number: int):
     async def reached() -> bool:
-        return await connection.fetchval(f"SELECT count(*) FROM {table}") >= number
+        return await connection.fetchval("SELECT coalesce(sum(events), 0) FROM book_events") >= number
 
     return reached
 
@@ -115,12 +118,12 @@ async def test_kill_9_at_random_moments_repeats_and_loses_nothing(cluster, conne
     async with service:
         while kills < 3:
             await service.ready()
-            before = await connection.fetchval("SELECT count(*) FROM book_events")
-            await until(counted(connection, "book_events", min(before + chance.randrange(1, 4_000), len(events))))
+            before = await connection.fetchval("SELECT coalesce(sum(events), 0) FROM book_events")
+            await until(stored(connection, min(before + chance.randrange(1, 4_000), len(events))))
             service.kill()
             kills += 1
             service.start()
-        await until(counted(connection, "book_events", len(events)))
+        await until(stored(connection, len(events)))
         assert await service.drain() == 0
     assert await rows(connection) == expected(events)
     assert await connection.fetchval("SELECT count(*) FROM book_events_default") == 0
@@ -130,7 +133,7 @@ async def test_connections_cut_at_random_moments_repeat_and_lose_nothing(cluster
     chance = random.Random(4)
     events = history(5, markets=40, events=12_000)
     await produce(cluster, events)
-    cut, written = 0, counted(connection, "book_events", len(events))
+    cut, written = 0, stored(connection, len(events))
     async with persister(KB_PERSISTER_BATCH_ROWS="200", KB_PERSISTER_BATCH_SECONDS="0.01") as service:
         await service.ready()
         while cut < 15 and not await written():  # 15: a slow machine gets its rows in after it; written: nobody connects any more
@@ -175,7 +178,7 @@ async def test_a_postgres_that_crashes_and_stays_away_costs_nothing(cluster, par
 
             await until(answers)
             connection = await asyncpg.connect(own.addresses.postgres)
-            await until(counted(connection, "book_events", len(events)))
+            await until(stored(connection, len(events)))
             assert await service.drain() == 0
         assert await rows(connection) == expected(events)
         await connection.close()
@@ -215,11 +218,11 @@ async def test_a_zombie_that_wakes_after_the_rebalance_cannot_write(cluster, con
         await until(holds_a_batch)
         zombie.send(signal.SIGSTOP)
         async with persister("heir") as heir:
-            await until(counted(connection, "book_events", 2_000))
+            await until(stored(connection, 2_000))
             zombie.send(signal.SIGCONT)  # it writes its batch and is refused, or hears of the rebalance first and drops it
             await produce(cluster, events[2_000:])
             assert await heir.drain() == 0
-        await until(counted(connection, "book_events", len(events)))
+        await until(stored(connection, len(events)))
         assert await zombie.drain() == 0
     assert await rows(connection) == expected(events)
 
@@ -236,11 +239,11 @@ async def test_a_zombie_that_wakes_beside_its_successor_by_name_ends(cluster, co
         await until(holds_a_batch)
         zombie.send(signal.SIGSTOP)
         async with persister("successor", KB_INSTANCE="one") as successor:
-            await until(counted(connection, "book_events", 2_000))
+            await until(stored(connection, 2_000))
             zombie.send(signal.SIGCONT)  # refused by the offsets, or told by the group: it must not join again either way
             assert await asyncio.to_thread(zombie.process.wait, 60) == 1
             await produce(cluster, events[2_000:])
-            await until(counted(connection, "book_events", len(events)))
+            await until(stored(connection, len(events)))
             assert await successor.drain() == 0
     assert "Superseded" in (told := zombie.log.read_text()) or "Displaced" in told
     assert await rows(connection) == expected(events)

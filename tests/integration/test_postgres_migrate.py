@@ -7,14 +7,13 @@ from urllib.parse import urlsplit, urlunsplit
 import asyncpg
 import pytest
 
-from kalshibook_core.postgres import migrate, partitions, pool
+from kalshibook_core.postgres import levels, migrate, partitions, pool, runs
+from kalshibook_core.wire.events import BookDelta, BookEvent, BookSnapshot, Gap
+from tests.support.canonical import Market
 
 pytestmark = pytest.mark.stack
 
-INSERT = (
-    "INSERT INTO book_events (effective_us, exchange_us, recv_us, checksum, delta, market_id, version, price, side, kind, levels)"
-    " VALUES ($1, 0, 0, 0, 0, 1, 1, 0, 0, 1, '')"
-)
+INSERT = "INSERT INTO book_events (effective_us, market_id, version, events, kind, packed) VALUES ($1, 1, 1, 1, 1, '')"
 
 
 @pytest.fixture
@@ -57,6 +56,88 @@ async def test_a_migration_that_fails_leaves_nothing_of_itself(empty, monkeypatc
     await connection.close()
 
 
+async def test_book_events_of_the_release_before_are_taken_over_each_as_it_was(empty, monkeypatch):
+    every = migrate.available()
+    monkeypatch.setattr(migrate, "available", lambda: every[:1])
+    await migrate.migrate(empty)
+    connection = await asyncpg.connect(empty)
+    market, midnight = Market("KXA", 20_666 * partitions.DAY_US - 60), 20_666 * partitions.DAY_US
+    events = [market.event(1 + n % 40, 1) for n in range(120)]
+    events[-1] = events[-1]._replace(effective_us=2**62)  # outside any partition
+    for at in (midnight - 1, midnight):
+        await partitions.create(connection, partitions.containing("book_events", at))
+    rows = [as_before(event, 7) for event in events]
+    await connection.copy_records_to_table("book_events", records=rows)
+
+    monkeypatch.setattr(migrate, "available", lambda: every)
+    await migrate.migrate(empty)
+    found = await connection.fetch(f"SELECT {', '.join(runs.COLUMNS)} FROM book_events ORDER BY version")
+    taken = [runs.Event._make(event) for row in found for event in runs.unpack(*row)]
+    assert [
+        (e.effective_us, e.exchange_us, e.recv_us, e.checksum, e.delta, 7, e.version, e.price, e.side, e.kind, e.levels)
+        for e in taken
+    ] == rows
+    counts = await connection.fetch("SELECT tableoid::regclass::text AS name, count(*) FROM book_events GROUP BY 1 ORDER BY 1")
+    assert {row["name"]: row["count"] for row in counts} == {
+        "book_events_20260731": 59,
+        "book_events_20260801": 60,
+        "book_events_default": 1,
+    }
+    assert await connection.fetchval("SELECT count(*) FROM pg_class WHERE relname LIKE '%before%'") == 0
+    await connection.close()
+
+
+def as_before(event: BookEvent, market_id: int) -> tuple:
+    """Return the row that release 0.1 wrote of an event."""
+    head = (event.recv_us, event.checksum)
+    match event:
+        case BookDelta():
+            return (
+                event.effective_us,
+                event.exchange_us,
+                *head,
+                event.delta,
+                market_id,
+                event.version,
+                event.price,
+                event.side,
+                2,
+                b"",
+            )
+        case BookSnapshot():
+            return (event.effective_us, 0, *head, 0, market_id, event.version, 0, 0, 1, levels.pack(event.yes, event.no))
+        case Gap():
+            return (event.effective_us, 0, *head, 0, market_id, event.version, 0, 0, 3, b"")
+
+
+async def test_every_table_is_closed_to_all_but_its_owner(database):
+    owner = await asyncpg.connect(database)
+    await partitions.create(owner, partitions.containing("book_events", 20_666 * partitions.DAY_US))
+    await owner.execute(INSERT, 20_666 * partitions.DAY_US)
+    await owner.execute("INSERT INTO markets (ticker, updated_us) VALUES ('KXA', 1)")
+    tables = [row[0] for row in await owner.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'public' ORDER BY 1")]
+    assert {"markets", "book_events", "book_events_20260801", "checkpoints_default", "api_keys", "schema_migrations"} <= {*tables}
+    role = f"kb_anon_{uuid.uuid4().hex[:12]}"  # as Supabase's anon: granted everything, owner of nothing
+    await owner.execute(f"CREATE ROLE {role}; GRANT ALL ON ALL TABLES IN SCHEMA public TO {role}")
+    try:
+        assert (
+            await owner.fetchval("SELECT count(*) FROM book_events") == await owner.fetchval("SELECT count(*) FROM markets") == 1
+        )
+        await owner.execute(f"SET ROLE {role}")
+        for table in tables:
+            assert await owner.fetchval(f"SELECT count(*) FROM {table}") == 0, table
+            assert await owner.execute(f"DELETE FROM {table}") == "DELETE 0", table
+        for refused in ("INSERT INTO markets (ticker, updated_us) VALUES ('KXB', 1)", INSERT.replace("$1", "0")):
+            with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                await owner.execute(refused)
+        await owner.execute("RESET ROLE")
+        open_ones = "SELECT relname FROM pg_class JOIN pg_namespace n ON n.oid = relnamespace WHERE nspname = 'public'"
+        assert await owner.fetch(f"{open_ones} AND relkind IN ('r', 'p') AND NOT relrowsecurity") == []
+    finally:
+        await owner.execute(f"RESET ROLE; DROP OWNED BY {role}; DROP ROLE {role}")
+        await owner.close()
+
+
 async def test_partitions_are_made_once_while_others_read_and_rows_find_them(database):
     days = [day * partitions.DAY_US for day in (0, 18_687, 20_666)]
     wanted = [p for at in days for table in partitions.TABLES if (p := partitions.containing(table, at))]
@@ -93,8 +174,7 @@ async def test_a_point_in_time_query_reads_one_partition_by_its_index(database):
         await partitions.create(connection, partitions.containing("book_events", day * partitions.DAY_US))
     at = 20_666 * partitions.DAY_US
     await connection.execute(
-        "INSERT INTO book_events SELECT $1 + n * 1000, 0, 0, 0, 0, n % 50, n / 50, 0, 0, 2, ''"
-        " FROM generate_series(1::bigint, 20000) n",
+        "INSERT INTO book_events SELECT $1 + n * 1000, n % 50, n / 50, 1, 2, '' FROM generate_series(1::bigint, 20000) n",
         at,
     )
     await connection.execute("ANALYZE book_events")

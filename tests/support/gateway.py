@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import asyncpg
@@ -15,8 +16,10 @@ from kalshibook_core.kafka.cluster import Cluster
 from kalshibook_core.orderbook import Book
 from kalshibook_core.postgres import levels, partitions
 from kalshibook_core.postgres.pool import connect
+from kalshibook_core.wire import codec
 from kalshibook_core.wire.events import BOOK, BookDelta, BookEvent, BookSnapshot, Gap
 from services.gateway.keys import store as keys
+from services.persister.batch import Batch
 
 ROOT = Path(__file__).parents[2]
 
@@ -116,24 +119,24 @@ async def add_market(connection: "asyncpg.Connection[Any]", ticker: str, **colum
     )
 
 
-async def write(connection: "asyncpg.Connection[Any]", market_id: int, events: Sequence[BookEvent], every: int = 0) -> None:
-    """Write a market's events as the persister does, and a checkpoint after each `every` of them (0: none)."""
-    rows, checkpoints = [], []
+async def write(
+    connection: "asyncpg.Connection[Any]", market_id: int, events: Sequence[BookEvent], every: int = 0, flush: int = 23
+) -> None:
+    """Write a market's events as the persister does in batches of `flush`, and a checkpoint after each `every` (0: none)."""
+    rows, checkpoints = [], list[Any]()
+    for first in range(0, len(events), flush):
+        batch = Batch()
+        values = [codec.encode(event) for event in events[first : first + flush]]
+        batch.add(("book", 0), [SimpleNamespace(offset=first + n, value=value) for n, value in enumerate(values)])
+        rows += batch.book_rows({event.market_ticker: market_id for event in events[:1]})
     folded, gap = Book(), None
     for event in events:
         match event:
             case BookSnapshot():
-                folded, packed = Book(event.yes, event.no), levels.pack(event.yes, event.no)
-                rows.append((event.effective_us, 0, event.recv_us, event.checksum, 0, market_id, event.version, 0, 0, 1, packed))
-                gap = None
+                folded, gap = Book(event.yes, event.no), None
             case BookDelta():
                 folded.apply(event.side, event.price, event.delta)
-                rows.append((
-                    event.effective_us, event.exchange_us, event.recv_us, event.checksum, event.delta, market_id, event.version,
-                    event.price, event.side, 2, b"",
-                ))  # fmt: skip
             case Gap():
-                rows.append((event.effective_us, 0, event.recv_us, event.checksum, 0, market_id, event.version, 0, 0, 3, b""))
                 gap = (event.start_us, event.cause)
         if every and event.version % every == 0:
             packed = levels.pack(folded.yes, folded.no)

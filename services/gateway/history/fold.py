@@ -4,34 +4,22 @@ The events with effective_us <= at are a prefix of the market's versions, becaus
 answer is the fold of that prefix and every checkpoint inside it is a valid place to start.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from operator import itemgetter
+from typing import Any, Final, NamedTuple
 
 from kalshibook_core.orderbook import Book, CorruptBook
 from kalshibook_core.orderbook.checksum import MASK
-from kalshibook_core.postgres import levels
+from kalshibook_core.postgres import levels, runs
+from kalshibook_core.postgres.runs import DELTA, SNAPSHOT
 from kalshibook_core.wire.events import Checkpoint
 
-SNAPSHOT, DELTA, GAP = 1, 2, 3
-"""`book_events.kind`."""
+_EFFECTIVE_US: Final = itemgetter(1)
 
 
 class CorruptHistory(Exception):
     """What is stored contradicts itself; whatever comes of it must not be served as good."""
-
-
-class Row(NamedTuple):
-    """One row of `book_events`, in the order the store selects."""
-
-    version: int
-    effective_us: int
-    recv_us: int
-    kind: int
-    side: int
-    price: int
-    delta: int
-    checksum: int
-    levels: bytes
 
 
 class Start(NamedTuple):
@@ -45,10 +33,12 @@ class Start(NamedTuple):
 class State:
     """A market's book while its events are folded into it.
 
-    `recv_us` is None while no event came after the checkpoint (a checkpoint does not say when its event was received).
+    `recv_us` is None while no event came after the checkpoint (a checkpoint does not say when its event was received). `gap` is
+    the (start, cause) that a checkpoint in a gap tells, while it lasts. `later_us` is when the first event took effect that was
+    seen and left out, None if there was none.
     """
 
-    __slots__ = ("applied", "book", "checksum", "effective_us", "in_gap", "recv_us", "start", "version")
+    __slots__ = ("applied", "book", "checksum", "effective_us", "gap", "in_gap", "later_us", "recv_us", "start", "version")
 
     def __init__(self) -> None:
         self.book = Book()
@@ -57,12 +47,17 @@ class State:
         self.recv_us: int | None = None
         self.checksum = 0
         self.in_gap = False
+        self.gap: tuple[int, str] | None = None
+        self.later_us: int | None = None
         self.applied = 0
         self.start: Start | None = None
 
-    def restore(self, version: int, effective_us: int, checksum: int, packed: bytes, in_gap: bool) -> None:
+    def restore(
+        self, version: int, effective_us: int, checksum: int, packed: bytes, gap_start_us: int | None, gap_cause: str | None
+    ) -> None:
         """Begin from a stored checkpoint."""
-        self._begin(Start(version, effective_us, "checkpoint"), checksum, _book(version, packed), in_gap)
+        self.gap = None if gap_start_us is None else (gap_start_us, gap_cause or "")
+        self._begin(Start(version, effective_us, "checkpoint"), checksum, _book(version, packed), gap_start_us is not None)
 
     def restore_live(self, latest: Checkpoint) -> None:
         """Begin from the latest book of the reconstructor."""
@@ -78,15 +73,37 @@ class State:
         self.version, self.effective_us = start.version, start.effective_us
         self.verify()
 
+    def fold_rows(self, rows: Iterable[Any], at_us: int) -> None:
+        """Apply what the rows of book_events say after this version and up to an instant; raise CorruptHistory."""
+        found: list[Any] = []
+        try:
+            for row in rows:
+                events = runs.unpack(*row)
+                if (known := self.version - events[0][0]) >= 0 and not found:
+                    self._compare(events[known : known + 1])
+                    events = events[known + 1 :]
+                found += events
+        except runs.DamagedRow as error:
+            raise CorruptHistory(str(error)) from error
+        end = bisect_right(found, at_us, key=_EFFECTIVE_US)
+        if end < len(found):
+            self.later_us = found[end][1]
+        self.fold(found[:end])
+
+    def _compare(self, event: list[Any]) -> None:
+        # The event that the checkpoint was made after, where it is stored already: the two were written by different services.
+        if event and event[0][8] != self.checksum:
+            raise CorruptHistory(f"the checkpoint of version {self.version} and the event of that version have other checksums")
+
     def fold(self, rows: Iterable[Any]) -> None:
-        """Apply events in order of version, each a `Row` or its nine values.
+        """Apply events in order of version, each a `runs.Event` or its values.
 
         Raise CorruptHistory where one is missing or cannot be true.
         """
         version, book, applied = self.version, self.book, 0
         effective_us, checksum, recv_us = self.effective_us, self.checksum, self.recv_us
         try:
-            for number, effective_us, recv_us, kind, side, price, delta, checksum, packed in rows:  # noqa: B007 (the last ones stay)
+            for number, effective_us, _, recv_us, kind, side, price, delta, checksum, packed in rows:  # noqa: B007 (the last stay)
                 if number != version + 1:
                     raise CorruptHistory(f"version {version + 1} is missing: {number} follows {version}")
                 version = number
@@ -95,7 +112,7 @@ class State:
                     book.apply(side, price, delta)
                 elif kind == SNAPSHOT:
                     book = _book(number, packed)
-                    self.in_gap = False
+                    self.in_gap, self.gap = False, None
                     if self.start is None:
                         self.start = Start(number, effective_us, "snapshot")
                 else:

@@ -12,10 +12,11 @@ from starlette.responses import Response
 from kalshibook_core.kalshi.numbers import format_price, format_size
 from kalshibook_core.orderbook.checksum import to_hex, to_signed
 from kalshibook_core.postgres import levels
+from kalshibook_core.postgres.runs import DELTA, SNAPSHOT, Event
 from kalshibook_core.wire.events import Checkpoint
 from services.gateway import forms, instants, models, pages
 from services.gateway.errors import ApiError, invalid, unknown_market
-from services.gateway.history.fold import DELTA, SNAPSHOT, CorruptHistory, State
+from services.gateway.history.fold import CorruptHistory, State
 from services.gateway.history.store import Store
 
 TICKER: Final = re.compile(r"[A-Za-z0-9._\-]{1,200}", re.ASCII)
@@ -66,6 +67,15 @@ def routes(
             raise unknown_market(ticker)
         return market_id
 
+    async def gap_of(market_id: int, state: State, at_us: int) -> tuple[int, int | None, str] | None:
+        """Return the gap that the state is in. A checkpoint may be stored before the gap it tells of, and then knows it alone."""
+        if not state.in_gap:
+            return None
+        stored = await store.gap_at(market_id, at_us)
+        if state.gap is not None and (stored is None or stored[0] != state.gap[0]):
+            return state.gap[0], None, state.gap[1]
+        return stored
+
     async def book_now(ticker: str) -> Response:
         checkpoint = await latest(ticker) if TICKER.fullmatch(ticker) else None
         if checkpoint is not None:
@@ -78,9 +88,9 @@ def routes(
             market_id = await known(ticker)
             found = await store.book_at(market_id, instants.LAST_US)
             if found is None:
-                raise not_recorded(ticker, None, None)
+                raise not_recorded(ticker, None, None, pending=False)
             state = found
-            gap = await store.gap_at(market_id, state.effective_us) if state.in_gap else None
+            gap = await gap_of(market_id, state, state.effective_us)
         # "Now" is the instant of the last event: of a later one nothing is claimed, staleness tells how long ago it was.
         staleness = max(0, now_us() - state.effective_us)
         return answer(
@@ -103,16 +113,18 @@ def routes(
             through = whole_through(ticker)  # before the query: what is stored only grows
             state = await store.book_at(market_id, at_us)
         except CorruptHistory as error:
-            log.error("gateway.history.corrupt", market_ticker=ticker, at=at, why=str(error))
-            message = "The stored history contradicts itself here and is not served. We have been told."
-            raise ApiError(500, "corrupt_history", message, market_ticker=ticker) from error
+            raise corrupt(ticker, error) from error
         if state is None:
-            raise not_recorded(ticker, at_us, await store.first_recorded(market_id))
-        gap, quality, through = None, "complete", max(through, state.effective_us)
-        if at_us > through and (later := await store.recorded_later(market_id, at_us)) is not None:
-            through = later
+            first = await store.first_recorded(market_id)
+            raise not_recorded(ticker, at_us, first, pending=first is None and await store.checkpointed(market_id))
+        # That an event is stored, or a checkpoint made after it, says that all before its microsecond is known, and no more: the
+        # next event may be of the same one. A checkpoint may also be stored before events that it holds.
+        through = max(through, state.effective_us - 1)
+        if at_us > through and (later := state.later_us or await store.recorded_later(market_id, at_us)) is not None:
+            through = later - 1
+        gap, quality = await gap_of(market_id, state, at_us), "complete"
         if state.in_gap:
-            gap, quality = await store.gap_at(market_id, at_us), "gap"
+            quality = "gap"
         elif at_us > through:
             quality = "ended" if await store.status(market_id) in OVER else "pending"
         return answer(ticker, state, at_us, at_us - state.effective_us, through, quality, gap)
@@ -136,12 +148,16 @@ def routes(
         from_us, to_us = instant("from", from_, 0), instant("to", to, instants.LAST_US + 1)
         if cursor is not None:
             from_us, after_version = pages.decode(cursor, int, int)
-        rows, more = pages.cut(await store.events(market_id, from_us, to_us, min(after_version, 2**31 - 1), limit + 1), limit)
+        try:
+            events = await store.events(market_id, from_us, to_us, min(after_version, 2**31 - 1), limit + 1)
+        except CorruptHistory as error:
+            raise corrupt(ticker, error) from error
+        rows, more = pages.cut(events, limit)
         found: list[tuple[int, int | None, str, int]] = []
-        if any(row["kind"] != DELTA for row in rows):
-            found = await store.gaps_between(market_id, rows[0]["effective_us"], rows[-1]["effective_us"])
+        if any(row.kind != DELTA for row in rows):
+            found = await store.gaps_between(market_id, rows[0].effective_us, rows[-1].effective_us)
         request.state.rows = len(rows)
-        following = pages.encode(rows[-1]["effective_us"], rows[-1]["version"]) if more else None
+        following = pages.encode(rows[-1].effective_us, rows[-1].version) if more else None
         by_start = {gap[0]: gap[:3] for gap in found}
         by_version = {gap[3]: gap[:3] for gap in found}
         return page([event_row(row, by_start, by_version) for row in rows], following)
@@ -223,8 +239,18 @@ def answer(
     })  # fmt: skip
 
 
-def not_recorded(ticker: str, at_us: int | None, first_us: int | None) -> ApiError:
-    """Return the 404 for a known market without a book (yet) at the instant."""
+def corrupt(ticker: str, error: CorruptHistory) -> ApiError:
+    """Return the 500 for history that must not be served, and tell us."""
+    log.error("gateway.history.corrupt", market_ticker=ticker, why=str(error))
+    message = "The stored history contradicts itself here and is not served. We have been told."
+    return ApiError(500, "corrupt_history", message, market_ticker=ticker)
+
+
+def not_recorded(ticker: str, at_us: int | None, first_us: int | None, *, pending: bool) -> ApiError:
+    """Return the 404 for a known market without a book (yet) at the instant; `pending` if there may be one when all is stored."""
+    if pending:
+        message = "The book of this market was received, but what it was up to this instant is not stored yet. Ask again shortly."
+        return ApiError(404, "not_recorded_yet", message, market_ticker=ticker, reason="pending", first_recorded_at=None)
     if first_us is None:
         message = "No book of this market is recorded yet: it is known, but its first snapshot has not been received."
         return ApiError(
@@ -240,8 +266,8 @@ def not_recorded(ticker: str, at_us: int | None, first_us: int | None) -> ApiErr
 Spans = dict[int, tuple[int, int | None, str]]
 
 
-def event_row(row: Any, gaps_by_start: Spans, gaps_by_version: Spans) -> dict[str, Any]:
-    """Return a row of `book_events` as customers see it, given the gaps by their start and by the version that opened them."""
+def event_row(row: Event, gaps_by_start: Spans, gaps_by_version: Spans) -> dict[str, Any]:
+    """Return a book event as customers see it, given the gaps by their start and by the version that opened them."""
     version, effective_us, exchange_us, recv_us, kind, side, price, delta, checksum, packed = row
     if kind == DELTA:
         return forms.delta_row(version, effective_us, exchange_us, recv_us, side, price, delta, checksum)

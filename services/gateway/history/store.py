@@ -1,52 +1,71 @@
 """Queries on the persister's tables, all read-only: events, checkpoints, trades and gaps of one market.
 
-Every query is bounded by a LIMIT and walks an index; a point-in-time book is one round trip, plus one for each further
-`CHUNK` events where checkpoints are missing.
+Every query is bounded by a LIMIT and walks an index; a point-in-time book is one round trip, two for a market
+that was quiet the day before, plus one for each further `CHUNK` rows where checkpoints are missing.
 """
 
 from typing import Any, Final
 
 import asyncpg
 
-from services.gateway.history.fold import Row, State
+from kalshibook_core.postgres import runs
+from kalshibook_core.postgres.partitions import DAY_US
+from kalshibook_core.postgres.runs import Event
+from services.gateway.history.fold import CorruptHistory, State
 
-CHUNK: Final = 5_000
+CHUNK: Final = 1_000
+"""Rows of events fetched at once for a book."""
 TIMEOUT: Final = 10.0
 """Seconds a query may take before it is given up (the customer gets a 503)."""
 MAX_IDS: Final = 200_000
 """Market ids remembered; when full, the memory starts over."""
 
-_ROW: Final = "version, effective_us, recv_us, kind, side, price, delta, checksum, levels"
+_ROW: Final = ", ".join(runs.COLUMNS)
+_ORDER: Final = "ORDER BY effective_us, version"
+_BACK: Final = "ORDER BY effective_us DESC, version DESC"
 
-# The checkpoint comes back as a row of kind 0 whose `side` says whether it lies in a gap. Version orders it before its events.
+# The checkpoint comes back as a row of kind 0. Its own event may lie inside a row, which then begins on the same UTC day: a run
+# never leaves its day. $4, the beginning of a day, is there for the planner: it has to look at the partitions from it on only.
 POINT: Final = f"""
 WITH start AS MATERIALIZED (
-    SELECT version, effective_us, checksum, levels, gap_start_us FROM checkpoints
-    WHERE market_id = $1 AND effective_us <= $2 ORDER BY effective_us DESC, version DESC LIMIT 1
+    SELECT version, effective_us, checksum, levels, gap_start_us, gap_cause FROM checkpoints
+    WHERE market_id = $1 AND effective_us <= $2 {_BACK} LIMIT 1
+), first AS MATERIALIZED (
+    SELECT effective_us FROM book_events
+    WHERE market_id = $1 AND effective_us <= $2 AND effective_us >= $4
+      AND effective_us <= (SELECT effective_us FROM start) AND version <= (SELECT version FROM start)
+      AND effective_us >= (SELECT effective_us - effective_us % {DAY_US} FROM start)
+    {_BACK} LIMIT 1
 )
-SELECT {_ROW} FROM (
-    SELECT version, effective_us, 0::bigint AS recv_us, 0::smallint AS kind,
-           (gap_start_us IS NOT NULL)::integer::smallint AS side,
-           0::smallint AS price, 0::bigint AS delta, checksum, levels FROM start
+SELECT * FROM (
+    SELECT effective_us, $1 AS market_id, version, 0::smallint AS events, 0::smallint AS kind, levels AS packed,
+           checksum, gap_start_us, gap_cause FROM start
     UNION ALL
-    (SELECT {_ROW} FROM book_events
-     WHERE market_id = $1 AND effective_us <= $2 AND effective_us >= coalesce((SELECT effective_us FROM start), 0)
-       AND version > coalesce((SELECT version FROM start), 0)
-     ORDER BY effective_us, version LIMIT $3)
-) rows ORDER BY version"""
+    (SELECT {_ROW}, NULL, NULL, NULL FROM book_events
+     WHERE market_id = $1 AND effective_us <= $2 AND effective_us >= $4
+       AND effective_us >= coalesce((SELECT effective_us FROM first), (SELECT effective_us FROM start), 0)
+       AND version + events > coalesce((SELECT version FROM start), 0)
+     {_ORDER} LIMIT $3)
+) rows ORDER BY kind > 0, version"""
 
 _NEXT: Final = f"""
 SELECT {_ROW} FROM book_events
-WHERE market_id = $1 AND effective_us <= $2 AND effective_us >= $4 AND version > $5 ORDER BY effective_us, version LIMIT $3"""
+WHERE market_id = $1 AND effective_us <= $2 AND effective_us >= $4 AND version > $5 {_ORDER} LIMIT $3"""
 
 _FIRST: Final = "SELECT effective_us FROM book_events WHERE market_id = $1 ORDER BY effective_us LIMIT 1"
 _LATER: Final = "SELECT effective_us FROM book_events WHERE market_id = $1 AND effective_us > $2 ORDER BY effective_us LIMIT 1"
+_CHECKPOINTED: Final = "SELECT EXISTS (SELECT FROM checkpoints WHERE market_id = $1)"
 
-_EVENTS: Final = """
-SELECT version, effective_us, exchange_us, recv_us, kind, side, price, delta, checksum, levels FROM book_events
-WHERE market_id = $1 AND effective_us >= $2 AND effective_us < $3 AND version > $4 ORDER BY effective_us, version LIMIT $5"""
+# From the row that begins before the instant, on its UTC day, and may reach into it.
+_EVENTS: Final = f"""
+SELECT {_ROW} FROM book_events
+WHERE market_id = $1 AND effective_us < $3 AND version + events - 1 > $4 AND effective_us >= $2 - $2 % {DAY_US}
+  AND effective_us >= coalesce((SELECT effective_us FROM book_events
+                                WHERE market_id = $1 AND effective_us < $2 AND effective_us >= $2 - $2 % {DAY_US}
+                                ORDER BY effective_us DESC LIMIT 1), $2)
+{_ORDER} LIMIT $5"""
 
-# version is in no index of book_events; the last checkpoint not after it bounds the walk to the events of one checkpoint.
+# version alone is in no index of book_events; the last checkpoint not after it bounds the walk to the events of one checkpoint.
 _EFFECTIVE_OF: Final = "SELECT coalesce(max(effective_us), 0) FROM checkpoints WHERE market_id = $1 AND version <= $2"
 
 _GAPS_BETWEEN: Final = """
@@ -63,9 +82,15 @@ WHERE market_id = $1 AND exchange_us < $2 AND (exchange_us, trade_id) > ($3, $4)
 
 _GAPS: Final = """
 SELECT m.ticker, g.market_id, g.channel, g.start_us, g.end_us, g.cause FROM gaps g JOIN markets m ON m.id = g.market_id
-WHERE ($1::integer IS NULL OR g.market_id = $1) AND g.start_us < $2 AND (g.end_us IS NULL OR g.end_us > $3)
-  AND (g.start_us, g.market_id, g.channel) > ($4, $5, $6)
-ORDER BY g.start_us, g.market_id, g.channel LIMIT $7"""
+WHERE g.start_us < $1 AND (g.end_us IS NULL OR g.end_us > $2) AND (g.start_us, g.market_id, g.channel) > ($3, $4, $5) {of_one}
+ORDER BY g.start_us, g.market_id, g.channel LIMIT $6"""
+_GAPS_OF_ALL: Final = _GAPS.format(of_one="")
+_GAPS_OF_ONE: Final = _GAPS.format(of_one="AND g.market_id = $7")
+
+
+def yesterday(at_us: int) -> int:
+    """Return the beginning of the UTC day before an instant's: an active market's last checkpoint is no older."""
+    return max(0, at_us - at_us % DAY_US - DAY_US)
 
 
 class Store:
@@ -93,17 +118,23 @@ class Store:
 
     async def book_at(self, market_id: int, at_us: int) -> State | None:
         """Return the book after every event with effective_us <= at_us, None if there is none; raise CorruptHistory."""
-        rows: list[Any] = await self._pool.fetch(POINT, market_id, at_us, CHUNK, timeout=TIMEOUT)
+        since = yesterday(at_us)
+        rows: list[Any] = await self._pool.fetch(POINT, market_id, at_us, CHUNK, since, timeout=TIMEOUT)
+        began = rows[0]["effective_us"] if rows and rows[0]["kind"] == 0 else 0
+        if began < since:  # a market that has been quiet, or one without checkpoints
+            since = began - began % DAY_US
+            rows = await self._pool.fetch(POINT, market_id, at_us, CHUNK, since, timeout=TIMEOUT)
         if not rows:
             return None
         state = State()
         if rows[0]["kind"] == 0:
-            start = Row(*rows.pop(0))
-            state.restore(start.version, start.effective_us, start.checksum, start.levels, bool(start.side))
-        state.fold(rows)
+            effective_us, _, version, _, _, packed, *rest = rows.pop(0)
+            checksum, gap_start_us, gap_cause = rest
+            state.restore(version, effective_us, checksum, packed, gap_start_us, gap_cause)
+        state.fold_rows((row[: len(runs.COLUMNS)] for row in rows), at_us)
         while len(rows) == CHUNK:
             rows = await self._pool.fetch(_NEXT, market_id, at_us, CHUNK, state.effective_us, state.version, timeout=TIMEOUT)
-            state.fold(rows)
+            state.fold_rows(rows, at_us)
         return state
 
     async def first_recorded(self, market_id: int) -> int | None:
@@ -116,17 +147,39 @@ class Store:
         found: int | None = await self._pool.fetchval(_LATER, market_id, than_us, timeout=TIMEOUT)
         return found
 
+    async def checkpointed(self, market_id: int) -> bool:
+        """Return whether there is a checkpoint of the market, and so had been events, which may be stored after it."""
+        found: bool = await self._pool.fetchval(_CHECKPOINTED, market_id, timeout=TIMEOUT)
+        return found
+
     async def gap_at(self, market_id: int, at_us: int) -> tuple[int, int | None, str] | None:
         """Return (start, end, cause) of the book's last gap that began at or before an instant."""
         row = await self._pool.fetchrow(_GAP_AT, market_id, at_us, timeout=TIMEOUT)
         return None if row is None else (row[0], row[1], row[2])
 
-    async def events(self, market_id: int, from_us: int, to_us: int, after_version: int, limit: int) -> list[Any]:
-        """Return book events with from_us <= effective_us < to_us and version > after_version, in order."""
+    async def events(self, market_id: int, from_us: int, to_us: int, after_version: int, limit: int) -> list[Event]:
+        """Return book events with from_us <= effective_us < to_us and version > after_version, in order; raise CorruptHistory."""
         if from_us == 0 and after_version:
             from_us = await self._pool.fetchval(_EFFECTIVE_OF, market_id, after_version, timeout=TIMEOUT)
-        rows: list[Any] = await self._pool.fetch(_EVENTS, market_id, from_us, to_us, after_version, limit, timeout=TIMEOUT)
-        return rows
+        if from_us == 0:
+            from_us = await self.first_recorded(market_id) or 0
+        found: list[Event] = []
+        # Days are asked for a few at a time, then more: a query costs by the partitions it may have to look into.
+        at_once, days = limit // 16 + 2, 2
+        while True:
+            until = min(to_us, from_us - from_us % DAY_US + days * DAY_US)
+            rows = await self._pool.fetch(_EVENTS, market_id, from_us, until, after_version, at_once, timeout=TIMEOUT)
+            try:
+                events = [Event._make(event) for row in rows for event in runs.unpack(*row)]
+            except runs.DamagedRow as error:
+                raise CorruptHistory(str(error)) from error
+            found += (event for event in events if event.version > after_version and from_us <= event.effective_us < to_us)
+            if len(found) >= limit or (until == to_us and len(rows) < at_once):
+                return found[:limit]
+            if len(rows) < at_once:
+                from_us, days = until, days * 8
+            else:
+                after_version, at_once = events[-1].version, min(at_once * 4, CHUNK)
 
     async def gaps_between(self, market_id: int, from_us: int, to_us: int) -> list[tuple[int, int | None, str, int]]:
         """Return (start, end, cause, version that opened it) of the book gaps that touch [from_us, to_us]."""
@@ -139,5 +192,6 @@ class Store:
 
     async def gaps(self, market_id: int | None, from_us: int, to_us: int, after: tuple[int, int, str], limit: int) -> list[Any]:
         """Return gaps that touch [from_us, to_us), by (start, market id, channel); of all markets where market_id is None."""
-        rows: list[Any] = await self._pool.fetch(_GAPS, market_id, to_us, from_us, *after, limit, timeout=TIMEOUT)
+        statement, one = (_GAPS_OF_ALL, ()) if market_id is None else (_GAPS_OF_ONE, (market_id,))
+        rows: list[Any] = await self._pool.fetch(statement, to_us, from_us, *after, limit, *one, timeout=TIMEOUT)
         return rows

@@ -6,27 +6,28 @@ from hypothesis import strategies as st
 
 from kalshibook_core.orderbook import Book
 from kalshibook_core.postgres import levels
+from kalshibook_core.postgres.runs import DELTA, GAP, SNAPSHOT, Event
 from kalshibook_core.wire.events import BookDelta, BookEvent, BookSnapshot, Checkpoint, Gap
-from services.gateway.history.fold import DELTA, GAP, SNAPSHOT, CorruptHistory, Row, State
+from services.gateway.history.fold import CorruptHistory, State
 from tests.support.canonical import Market
 
 ROLLS = st.lists(st.integers(0, 199), min_size=1, max_size=60)
 
 
-def row(event: BookEvent) -> Row:
-    times = (event.version, event.effective_us, event.recv_us)
+def row(event: BookEvent) -> Event:
+    times = (event.version, event.effective_us, 0, event.recv_us)
     match event:
         case BookSnapshot():
-            return Row(*times, SNAPSHOT, 0, 0, 0, event.checksum, levels.pack(event.yes, event.no))
+            return Event(*times, SNAPSHOT, 0, 0, 0, event.checksum, levels.pack(event.yes, event.no))
         case BookDelta():
-            return Row(*times, DELTA, event.side, event.price, event.delta, event.checksum, b"")
+            return Event(*times, DELTA, event.side, event.price, event.delta, event.checksum, b"")
         case Gap():
-            return Row(*times, GAP, 0, 0, 0, event.checksum, b"")
+            return Event(*times, GAP, 0, 0, 0, event.checksum, b"")
 
 
-def told(rolls: list[int]) -> tuple[list[Row], list[Book], list[bool]]:
+def told(rolls: list[int]) -> tuple[list[Event], list[Book], list[bool]]:
     """Return a market's rows, its book and whether it is in a gap after each."""
-    market, rows, books, gaps = Market("KXA"), list[Row](), list[Book](), list[bool]()
+    market, rows, books, gaps = Market("KXA"), list[Event](), list[Book](), list[bool]()
     for roll in rolls:
         rows.append(row(market.event(roll, roll % 3)))
         books.append(market.book.copy())
@@ -43,7 +44,8 @@ def test_any_checkpoint_and_any_cut_give_the_same_book(rolls: list[int], data: s
     if start:
         book, last = books[start - 1], rows[start - 1]
         packed = levels.pack(book.yes, book.no)
-        state.restore(last.version, last.effective_us, last.checksum, packed, gaps[start - 1])
+        gap = (1, "disconnect") if gaps[start - 1] else (None, None)
+        state.restore(last.version, last.effective_us, last.checksum, packed, *gap)
     state.fold(rows[start:cut])
     state.fold(rows[cut:end])
     assert (state.book, state.version, state.in_gap, state.applied) == (books[end - 1], end, gaps[end - 1], end - start)
@@ -82,7 +84,7 @@ def test_a_history_that_does_not_begin_with_a_snapshot_and_a_broken_live_book_ar
     book = Book([(1, 1)], [])
     signed = book.checksum - (1 << 64) if book.checksum >> 63 else book.checksum
     with pytest.raises(CorruptHistory, match="does not begin"):
-        State().fold([Row(1, 1, 1, DELTA, 0, 1, 1, signed, b"")])
+        State().fold([Event(1, 1, 1, 1, DELTA, 0, 1, 1, signed, b"")])
     live = Checkpoint("KXA", 5, 9, [(1, 1)], [], signed, None, None, "g1", 0, 1, 0, 0)
     state = State()
     state.restore_live(live)

@@ -4,12 +4,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from kalshibook_core.postgres import levels
+from kalshibook_core.postgres import levels, runs
 from kalshibook_core.runtime.settings import ConfigurationError
 from kalshibook_core.wire import codec
 from kalshibook_core.wire.events import BOOK, TRADES, BookDelta, BookSnapshot, Gap
 from services.persister import settings
-from services.persister.batch import BOOK_COLUMNS, Batch, GapRow
+from services.persister.batch import Batch, GapRow
 
 AT = 1_786_000_000_000_000
 SNAPSHOT = BookSnapshot("M", 1, AT, AT + 9, [(4800, 1200)], [], -5, None, None, "g1", 0, 1, 1, 1, 0)
@@ -26,14 +26,13 @@ def batch_of(*events, first: int = 0) -> Batch:
 
 def test_book_rows_carry_each_event_as_it_was():
     batch = batch_of(SNAPSHOT, DELTA, GAP)
-    rows = [dict(zip(BOOK_COLUMNS, row, strict=True)) for row in batch.book_rows({"M": 17})]
-    same = {"market_id": 17, "recv_us": AT + 9, "exchange_us": 0, "delta": 0, "price": 0, "side": 0, "levels": b""}
-    assert rows == [
-        {**same, "effective_us": AT, "checksum": -5, "version": 1, "kind": 1, "levels": levels.pack([(4800, 1200)], [])},
-        {**same, "effective_us": AT + 5, "checksum": 6, "version": 3, "kind": 3},
-        {**same, "effective_us": AT + 2, "exchange_us": AT + 1, "checksum": 6, "delta": -7, "version": 2, "price": 5100,
-         "side": 1, "kind": 2},
-    ]  # fmt: skip
+    rows = sorted(batch.book_rows({"M": 17}), key=lambda row: row.version)
+    assert [row.market_id for row in rows] == [17] * 3
+    assert [runs.Event._make(event) for row in rows for event in runs.unpack(*row)] == [
+        (1, AT, 0, AT + 9, 1, 0, 0, 0, -5, levels.pack([(4800, 1200)], [])),
+        (2, AT + 2, AT + 1, AT + 9, 2, 1, 5100, -7, 6, b""),
+        (3, AT + 5, 0, AT + 9, 3, 0, 0, 0, 6, b""),
+    ]
     assert (batch.rows, batch.next, batch.last_effective_us) == (3, {("book", 0): 3}, AT + 5)
     assert {p.name for p in batch.partitions_needed()} == {"book_events_20260806"}
 
@@ -53,10 +52,19 @@ def test_trade_gaps_are_gaps_but_no_book_events():
 
 def test_what_is_no_event_is_counted_and_its_offset_passed():
     batch = Batch()
-    values = [b"", b"\x00\x00\x00\x00\x02", b"\x00" * 40, None, codec.encode(DELTA)]
+    whole = codec.encode(DELTA)
+    values = [b"", b"\x00\x00\x00\x00\x02", b"\x00" * 40, None, whole, whole[:-1], whole + b"\x00", whole[:5]]
     batch.add(("book", 0), [SimpleNamespace(offset=10 + 2 * n, value=value) for n, value in enumerate(values)])
-    assert (batch.unreadable, batch.rows, batch.next) == (3, 1, {("book", 0): 19})
-    assert batch.deltas == [DELTA]
+    [row] = batch.book_rows({"M": 1})
+    assert runs.unpack(*row)[0][0] == DELTA.version
+    assert (batch.unreadable, batch.rows, batch.next) == (6, 1, {("book", 0): 25})
+    assert (batch.last_effective_us, batch.tickers_named()) == (DELTA.effective_us, {"M"})
+
+
+def test_a_batch_without_deltas_has_none():
+    batch = batch_of(SNAPSHOT)
+    assert [row.kind for row in batch.book_rows({"M": 1})] == [runs.SNAPSHOT]
+    assert (batch.tickers_named(), batch.last_effective_us) == ({"M"}, AT)
 
 
 def test_settings_name_what_is_wrong():

@@ -1,0 +1,113 @@
+"""Many deltas decoded at once, as columns: for who reads them by the ten thousand and needs no object of each.
+
+`deltas` reads exactly what `codec.decode` reads of a BookDelta under today's schema, at an eighth of its cost: the same field of
+all values is read together, in numpy.
+"""
+
+from collections.abc import Sequence
+from typing import Final, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kalshibook_core.wire import codec, events
+from kalshibook_core.wire.codec import Undecodable
+
+Longs: TypeAlias = NDArray[np.int64]
+
+DELTA: Final = codec.header(events.BookDelta)
+"""What a value must begin with to be read here; a delta of an older schema is `codec.decode`'s."""
+
+_HEADER: Final = np.uint64(int.from_bytes(DELTA, "little"))
+_HEADER_BITS: Final = np.uint64(2 ** (8 * len(DELTA)) - 1)
+_ONE, _SEVEN_BITS, _BYTE, _TOPS = (np.uint64(number) for number in (1, 0x7F, 0xFF, 0x8080_8080_8080_8080))
+_CLOSE_UP: Final = tuple(  # the seven bits of each byte to one number: pairs of 7, then of 14, then of 28
+    (np.uint64(low), np.uint64(high), np.uint64(shift))
+    for low, high, shift in (
+        (0x007F_007F_007F_007F, 0x7F00_7F00_7F00_7F00, 1),
+        (0x0000_3FFF_0000_3FFF, 0x3FFF_0000_3FFF_0000, 2),
+        (0x0000_0000_0FFF_FFFF, 0x0FFF_FFFF_0000_0000, 4),
+    )
+)
+
+
+class Deltas(NamedTuple):
+    """Deltas in the order they were given. `market` is an index into `tickers`; the rest are fields of `events.BookDelta`."""
+
+    tickers: list[str]
+    market: Longs
+    version: Longs
+    effective_us: Longs
+    exchange_us: Longs
+    recv_us: Longs
+    side: Longs
+    price: Longs
+    delta: Longs
+    checksum: Longs
+
+
+def deltas(values: Sequence[bytes]) -> Deltas:
+    """Return what the values say; raise Undecodable if any is not a whole BookDelta (without saying which)."""
+    joined = b"".join(values)
+    sizes = np.fromiter(map(len, values), np.int64, len(values))
+    cursor = _Cursor(joined, np.cumsum(sizes), sizes)
+    try:
+        started, ended = cursor.text()
+        numbers = [cursor.long() for _ in range(8)]
+        cursor.text()  # of the provenance nothing is kept, but it must be there
+        for _ in range(5):
+            cursor.long()
+    except IndexError as error:
+        raise Undecodable("a BookDelta among many ends too early") from error
+    if not np.array_equal(cursor.at, cursor.ends):
+        raise Undecodable("a BookDelta among many does not end where its value does")
+    index: dict[bytes, int] = {}
+    spans = zip(started.tolist(), ended.tolist(), strict=True)
+    market = np.fromiter((index.setdefault(joined[a:b], len(index)) for a, b in spans), np.int64, len(values))
+    try:
+        tickers = [ticker.decode() for ticker in index]
+    except UnicodeDecodeError as error:
+        raise Undecodable("a ticker among many is not UTF-8") from error
+    return Deltas(tickers, market, *numbers)
+
+
+class _Cursor:
+    """Where each value is read next, all of them in step."""
+
+    def __init__(self, joined: bytes, ends: Longs, sizes: Longs) -> None:
+        padded = joined + bytes(16)
+        self._words = np.ndarray((len(padded) - 7,), "<u8", padded, strides=(1,))  # the eight bytes from each place on
+        self.ends = ends
+        self.at = ends - sizes
+        if (sizes < len(DELTA)).any() or ((self._words[self.at] & _HEADER_BITS) != _HEADER).any():
+            raise Undecodable("a value among many is not a BookDelta")
+        self.at = self.at + len(DELTA)
+
+    def long(self) -> Longs:
+        """Read a zig-zag varint of each (Avro specification, "Binary encoding")."""
+        word = self._words[self.at]
+        stops = ~word & _TOPS
+        below = (stops & (~stops + _ONE)) - _ONE  # every bit below the first byte's top bit that is not set; all if there is none
+        value = word & below & ~_TOPS
+        for low, high, shift in _CLOSE_UP:
+            value = (value & low) | ((value & high) >> shift)
+        size = (np.bitwise_count(below).astype(np.int64) + 1) >> 3
+        if (longer := np.flatnonzero(stops == 0)).size:
+            rest = self._words[self.at[longer] + 8]
+            ninth, tenth = rest & _BYTE, (rest >> np.uint64(8)) & _BYTE
+            ten = ninth > _SEVEN_BITS
+            if (tenth[ten] > 1).any():
+                raise Undecodable("a number among many has more than 64 bits")
+            value[longer] |= (ninth & _SEVEN_BITS) << np.uint64(56) | np.where(ten, tenth, np.uint64(0)) << np.uint64(63)
+            size[longer] += 1 + ten
+        self.at = self.at + size
+        decoded: Longs = (value >> _ONE).astype(np.int64) ^ -(value & _ONE).astype(np.int64)
+        return decoded
+
+    def text(self) -> tuple[Longs, Longs]:
+        """Pass over a string of each; return where they begin and end."""
+        size = self.long()
+        started, self.at = self.at, self.at + size
+        if (size < 0).any() or (self.at > self.ends).any():
+            raise Undecodable("a text among many reaches past its value")
+        return started, self.at
