@@ -116,7 +116,7 @@ def _tell(markets: dict[str, Json], table: Table, event: Any) -> None:
 
 def dump(manifest: Json) -> bytes:
     """Return a manifest as it is written."""
-    return orjson.dumps(manifest, option=orjson.OPT_INDENT_2) + b"\n"
+    return orjson.dumps(manifest) + b"\n"
 
 
 def load(content: bytes, entry: Entry) -> Json:

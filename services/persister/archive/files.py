@@ -12,7 +12,7 @@ from kalshibook_core.archive.layout import Commit
 from kalshibook_core.archive.manifest import Entry
 from kalshibook_core.archive.tables import UNREADABLE, Row, Table
 from kalshibook_core.wire import codec
-from kalshibook_core.wire.events import BOOK, TRADES, Gap, RawFrame
+from kalshibook_core.wire.events import BOOK, TRADES, BookDelta, Gap, RawFrame
 from services.persister.archive.held import Record
 
 Place = tuple[str, int, str]
@@ -86,11 +86,13 @@ def _canonical(table: Table, records: Iterable[Record]) -> Iterator[Row]:
             event = codec.decode(value)
         except codec.Undecodable:
             event = None
-        if not isinstance(event, kinds) or (isinstance(event, Gap) and not _belongs(table, event)):
+        if not isinstance(event, kinds) or not _fits(table, event):
             event = None
         yield offset, event
 
 
-def _belongs(table: Table, gap: Gap) -> bool:
-    # What the table's columns do not say of a gap is the same for all of its gaps.
-    return gap.channel == BOOK if table is tables.BOOKS else (gap.channel, gap.version, gap.checksum) == (TRADES, 0, 0)
+def _fits(table: Table, event: object) -> bool:
+    if isinstance(event, Gap):  # what the table's columns do not say of a gap is the same for all of its gaps
+        told = event.channel, event.version, event.checksum
+        return told[0] == BOOK if table is tables.BOOKS else told == (TRADES, 0, 0)
+    return not isinstance(event, BookDelta) or not abs(event.delta) >> 63
