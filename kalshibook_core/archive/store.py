@@ -3,8 +3,8 @@
 Promises of both: `put` returns when the object is durable, and until then nobody sees any of it; `listed` sees every object whose
 `put` has returned (S3 does since 2020). Whatever the storage has against it is an OSError. Every call blocks: call from a thread.
 
-S3's address and keys are the standard ones: AWS_ENDPOINT_URL, AWS_REGION, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, the shared
-configuration files, or the role of the machine.
+S3's region and keys are found the standard way: AWS_REGION, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, the shared configuration
+files, or the role of the machine.
 """
 
 import os
@@ -29,7 +29,7 @@ class Store(Protocol):
         """Yield the path and size of every object below a folder, in no order."""
 
     def move(self, path: str, to: str) -> None:
-        """Give an object another path."""
+        """Give an object another path; raise FileNotFoundError."""
 
 
 class Folder:
@@ -69,7 +69,7 @@ class Folder:
                         yield found.relative_to(self._root).as_posix(), found.stat().st_size
 
     def move(self, path: str, to: str) -> None:
-        """Give an object another path."""
+        """Give an object another path; raise FileNotFoundError."""
         target = self._root / to
         _make_folder(target.parent)
         (self._root / path).replace(target)
@@ -82,13 +82,20 @@ class Folder:
 class Bucket:
     """A bucket of S3-compatible storage, or what lies under a prefix in one."""
 
-    def __init__(self, root: str) -> None:
-        """Keep everything under `root`: bucket or bucket/prefix."""
+    def __init__(self, root: str, endpoint: str = "") -> None:
+        """Keep everything under `root`: bucket or bucket/prefix. `endpoint` is the storage's URL, nothing for Amazon's."""
         from pyarrow import fs
 
         self._root = root.strip("/")
+        scheme, _, address = endpoint.rpartition("://")
         # Delayed: an object of ours is one PUT then, and not the three calls of an upload in parts.
-        self._s3: Any = fs.S3FileSystem(allow_delayed_open=True, connect_timeout=5, request_timeout=30)
+        self._s3: Any = fs.S3FileSystem(
+            endpoint_override=address.strip("/") or None,
+            scheme=scheme or "https",
+            allow_delayed_open=True,
+            connect_timeout=5,
+            request_timeout=30,
+        )
         self._file, self._selector = fs.FileType.File, fs.FileSelector
 
     def put(self, path: str, content: bytes) -> None:
@@ -111,20 +118,22 @@ class Bucket:
 
     def move(self, path: str, to: str) -> None:
         """Give an object another path: a copy, and then the deletion of the old one."""
+        if self._s3.get_file_info(f"{self._root}/{path}").type != self._file:
+            raise FileNotFoundError(f"{self}/{path}")
         self._s3.move(f"{self._root}/{path}", f"{self._root}/{to}")
 
     def __str__(self) -> str:
         return f"s3://{self._root}"
 
 
-def open_store(location: str) -> Store:
+def open_store(location: str, endpoint: str = "") -> Store:
     """Return the store at a folder's path or at s3://bucket/prefix. Raises ValueError for any other address."""
     scheme, found, rest = location.partition("://")
     if not found:
         return Folder(Path(location).expanduser())
     if scheme != "s3" or not rest.strip("/"):
         raise ValueError(f"{location!r} is neither a folder nor s3://bucket/prefix")
-    return Bucket(rest)
+    return Bucket(rest, endpoint)
 
 
 def _make_folder(folder: Path) -> None:

@@ -11,8 +11,8 @@ What the row before already tells is not written again, which is most of what ei
     exchange_us  the same as effective_us
 
 A delta is `size` where `added`, else -size; and in the raw table clock_ahead_us is clock_us - recv_us. Any row that a rule does
-not give exactly is written out, so the rules lose nothing, whatever the events say. Sorting by market would make these three cheap
-as well, but the times dearer: measured.
+not give exactly is written out, so the rules lose nothing, whatever the events say. Sorting by market would make these three
+cheap as well, but the times dearer: measured.
 """
 
 import io
@@ -55,7 +55,7 @@ _ZSTD_LEVEL: Final = 9  # of the levels that cost no more time than the first, t
 _NOWHERE: Final = ("", 0, 0)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Table:
     """A table: its topic, its columns, and how events become rows and rows events."""
 

@@ -29,7 +29,8 @@ class Settings:
 def from_env(env: settings.Environment) -> Settings:
     """Read the settings; raise ConfigurationError that names what is missing or wrong."""
     try:
-        store = open_store(settings.required(env, "KB_ARCHIVE"))
+        endpoint = settings.text(env, "AWS_ENDPOINT_URL_S3", settings.text(env, "AWS_ENDPOINT_URL", ""))
+        store = open_store(settings.required(env, "KB_ARCHIVE"), endpoint)
     except ValueError as error:
         raise settings.ConfigurationError(f"KB_ARCHIVE: {error}") from None
     return Settings(
