@@ -61,7 +61,7 @@ class Folder:
 
     def listed(self, folder: str) -> Iterator[tuple[str, int]]:
         """Yield the path and size of every object below a folder, in no order."""
-        for where, _, names in os.walk(self._root / folder):
+        for where, _, names in os.walk(self._root / folder, onerror=_unless_missing):
             for name in names:
                 if not name.endswith(_UNFINISHED):
                     found = Path(where, name)
@@ -134,6 +134,11 @@ def open_store(location: str, endpoint: str = "") -> Store:
     if scheme != "s3" or not rest.strip("/"):
         raise ValueError(f"{location!r} is neither a folder nor s3://bucket/prefix")
     return Bucket(rest, endpoint)
+
+
+def _unless_missing(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 def _make_folder(folder: Path) -> None:

@@ -54,9 +54,10 @@ class _Member:
         self._held: dict[TopicPartition, Held] = {}
 
     async def run(self) -> None:
+        at_once = min(_POLL_RECORDS, self._settings.rows)
         async with Consumer(self._settings.cluster, TOPICS, GROUP, on_assigned=self._assigned) as consumer:
             while not self._stop.is_set():
-                for where, records in (await consumer.poll(_POLL_RECORDS, _POLL_MS)).items():
+                for where, records in (await consumer.poll(at_once, _POLL_MS)).items():
                     self._held[where].add(records, clock.monotonic())
                 while (where := self._due(clock.monotonic())) is not None:
                     await self._write(where)
