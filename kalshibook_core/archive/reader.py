@@ -5,7 +5,7 @@ it out of the way of other programs that read the folder. Every call blocks: cal
 """
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import orjson
 
@@ -15,7 +15,7 @@ from kalshibook_core.archive.manifest import Entry
 from kalshibook_core.archive.store import Store
 from kalshibook_core.archive.tables import Row
 
-_ALWAYS = (0, 1 << 63)
+_END_US: Final = 1 << 63
 
 
 class Damaged(Exception):
@@ -74,11 +74,8 @@ class Archive:
         except manifest.Broken as error:
             raise Damaged(path, str(error)) from error
 
-    def rows(self, entry: Entry, overlaps: Callable[[int, int], bool] | None = None) -> Iterator[Row]:
-        """Yield the rows of a file in the order of their records. Raises Damaged before the first if anything is wrong with it.
-
-        With `overlaps` only those of row groups whose first and last instant it wants.
-        """
+    def content(self, entry: Entry) -> bytes:
+        """Return a file as it was written. Raises Damaged."""
         try:
             content = self._store.get(entry.path)
         except FileNotFoundError:
@@ -87,7 +84,14 @@ class Archive:
             raise Damaged(entry.path, f"{len(content):,} bytes instead of {entry.bytes:,}")
         if manifest.digest(content) != entry.sha256:
             raise Damaged(entry.path, "its content is not what was written")
-        table = tables.BY_NAME[entry.table]
+        return content
+
+    def rows(self, entry: Entry, overlaps: Callable[[int, int], bool] | None = None) -> Iterator[Row]:
+        """Yield the rows of a file in the order of their records. Raises Damaged before the first if anything is wrong with it.
+
+        With `overlaps` only those of row groups whose first and last instant it wants.
+        """
+        content, table = self.content(entry), tables.BY_NAME[entry.table]
         if overlaps is not None:
             yield from table.read(content, overlaps)
             return
@@ -96,14 +100,14 @@ class Archive:
             raise Damaged(entry.path, f"{len(rows):,} rows instead of {entry.rows:,}")
         yield from rows
 
-    def market(self, topic: str, ticker: str, from_us: int = 0, to_us: int = _ALWAYS[1]) -> Iterator[Row]:
+    def market(self, topic: str, ticker: str, from_us: int = 0, to_us: int = _END_US) -> Iterator[Row]:
         """Yield a market's rows of a topic from `from_us` to before `to_us`, by the clock of the topic's table, in order.
 
         In order of their records, that is of their offsets; a day's rows are together. Raises Damaged, also where a commit is
         missing between two others.
         """
         table, series = tables.BY_TOPIC[topic], layout.series_of(ticker)
-        days = range(layout.day_of(from_us), layout.day_of(to_us - 1) + 1 if to_us < _ALWAYS[1] else 1 << 40)
+        days = range(layout.day_of(from_us), layout.day_of(to_us - 1) + 1 if to_us < _END_US else 1 << 40)
         for held in self.held(topic):
             if held.chain.holes:
                 first, after = held.chain.holes[0]
@@ -117,6 +121,10 @@ class Archive:
                     for row in self.rows(entry, lambda first, last: first < to_us and last >= from_us):
                         if row[1].market_ticker == ticker and from_us <= table.instant(row[1]) < to_us:
                             yield row
+
+    def listed(self, folder: str) -> Iterator[tuple[str, int]]:
+        """Yield the path and size of every object below a folder, whether anything names it or not."""
+        return self._store.listed(folder)
 
     def quarantine(self, damaged: Damaged) -> str | None:
         """Move a damaged object out of the way and say beside it why; return where it is now, None if it was missing."""
