@@ -13,6 +13,7 @@ write one name. Days in a commit's name are counted from 1970-01-01: a reader of
 import re
 from collections.abc import Iterable
 from datetime import date, timedelta
+from functools import lru_cache
 from hashlib import sha256
 from typing import Final, NamedTuple
 from urllib.parse import quote
@@ -108,11 +109,13 @@ def day_name(day: int) -> str:
     return (_EPOCH + timedelta(days=day)).isoformat()
 
 
+@lru_cache(maxsize=1 << 16)
 def series_of(ticker: str) -> str:
     """Return the folder name of a ticker's series: what stands before the first dash (seen on every ticker)."""
     return folder_name(ticker.partition("-")[0])
 
 
+@lru_cache(maxsize=1 << 16)
 def folder_name(text: str) -> str:
     """Return the text as part of a path, whatever the exchange put in it; an overlong one ends in its hash."""
     name = quote(text, safe="@") or "none"

@@ -28,6 +28,7 @@ from services.deduplicator.partition import Partition
 
 CLASSES: Final = ("objects", "raw", "events", "checkpoints", "database")
 _TOLD: Final = 20
+_AT_ONCE: Final = 20_000
 _TOPIC_OF: Final = {
     BookDelta: topics.BOOK.name,
     BookSnapshot: topics.BOOK.name,
@@ -172,6 +173,9 @@ class Proof:
                 if frame.kind != tables.UNREADABLE:
                     for event in self._partition.receive(frame, offset):
                         self._make(event, books)
+                if compare is not None and len(books) >= _AT_ONCE:
+                    self._result.counts.update(await compare(books))
+                    books = []
             progress(sum(entry.rows for entry in self._found.files[commit]))
             for topic, side in self._sides.items():
                 while not side.ahead and (rows := next(canonical[topic], None)) is not None:
@@ -190,7 +194,7 @@ class Proof:
                 self._result.differs("checkpoints", f"{ticker} version {version}: no such event is made")
 
     def _make(self, event: Any, books: list[BookEvent]) -> None:
-        topic = _topic_of(event)
+        topic = topic_of(event)
         self._made += 1
         if topic == topics.BOOK.name:
             for known in self._checkpoints:
@@ -282,7 +286,8 @@ class _Side:
             self._result.counts["events_pending"] += len(left)
 
 
-def _topic_of(event: Any) -> str:
+def topic_of(event: Any) -> str:
+    """Return the topic that the deduplicator writes an event to."""
     if isinstance(event, Gap):
         return topics.BOOK.name if event.version else topics.TRADES.name
     return _TOPIC_OF[type(event)]

@@ -54,8 +54,9 @@ def comparison(pool: Any, result: Result) -> DatabaseRows:
                 pending["rows_pending"] += 1
             else:
                 result.differs("database", f"{row[_TICKER]} version {row[_VERSION]}: not in the database as the raw rows make it")
+        other = {(row[_TICKER], row[_VERSION]) for row in missing}
         for row, count in extra.items():
-            if count > 1 or not any(row[_TICKER] == each[_TICKER] and row[_VERSION] == each[_VERSION] for each in missing):
+            if count > 1 or (row[_TICKER], row[_VERSION]) not in other:
                 result.differs("database", f"{row[_TICKER]} version {row[_VERSION]}: a row too many")
         pending["rows_proved"] = sum((expected & found).values())
         return pending
