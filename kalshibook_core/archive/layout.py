@@ -4,6 +4,7 @@
     book/day=2026-11-21/series=KXGOLD15M/{file}.parquet                           by the exchange's day; so trades, tickers, …
                                         {file}.json                               the manifest beside it
     commits/{topic}/{partition}/{first}-{next}-{first day}-{last day}-{life}.json
+    log.json                                                                      whose offsets these are
     quarantine/…                                                                  what was found damaged, under its old path
 
 A file is named by its partition, the offsets of its commit and the life of the process that wrote it, so no two writers ever
@@ -19,7 +20,7 @@ from typing import Final, NamedTuple
 from urllib.parse import quote
 
 DAY_US: Final = 86_400_000_000
-COMMITS, QUARANTINE, ROWS, MANIFEST = "commits", "quarantine", ".parquet", ".json"
+COMMITS, QUARANTINE, LOG, ROWS, MANIFEST = "commits", "quarantine", "log.json", ".parquet", ".json"
 
 _EPOCH: Final = date(1970, 1, 1)
 _LAST_DAY: Final = (date.max - _EPOCH).days

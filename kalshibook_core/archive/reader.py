@@ -95,7 +95,10 @@ class Archive:
         if overlaps is not None:
             yield from table.read(content, overlaps)
             return
-        rows = list(table.read(content))
+        try:
+            rows = list(table.read(content))
+        except ValueError as error:
+            raise Damaged(entry.path, str(error)) from error
         if len(rows) != entry.rows:
             raise Damaged(entry.path, f"{len(rows):,} rows instead of {entry.rows:,}")
         yield from rows

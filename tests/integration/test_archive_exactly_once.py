@@ -48,8 +48,12 @@ async def produce(cluster, topic, events) -> None:
 
 def at_least(store: Store, topic: str, number: int):
     async def reached() -> bool:
-        found = await asyncio.to_thread(made.everything, Archive(store), topic)
-        return sum(map(len, found.values())) >= number
+        def rows() -> int:
+            held = Archive(store)
+            commits = [commit for each in held.held(topic) for commit in each.chain.commits]
+            return sum(entry.rows for commit in commits for entry in held.files(commit))
+
+        return await asyncio.to_thread(rows) >= number
 
     return reached
 
@@ -57,7 +61,7 @@ def at_least(store: Store, topic: str, number: int):
 @pytest.mark.stack
 async def test_kill_9_at_random_moments_and_a_storage_that_goes_away(cluster, tmp_path: Path):
     chance = random.Random(3)
-    frames, events = made.raw(1, 6_000), made.book(2, 6_000)
+    frames, events = made.raw(1, 5_000), made.book(2, 1_500)
     await produce(cluster, topics.RAW, frames)
     await produce(cluster, topics.BOOK, events)
     place = tmp_path / "archive"
@@ -80,6 +84,10 @@ async def test_kill_9_at_random_moments_and_a_storage_that_goes_away(cluster, tm
         await until(at_least(Folder(place), "kalshi.book.v1", len(events)))
         await service.ready()  # a SIGTERM before it listens for one would end it undrained
         assert await service.drain() == 0
+        (place / "log.json").write_text('{"log": "another/"}')
+        service.start()
+        assert await asyncio.to_thread(service.process.wait, 60) == 2
+        assert "name an empty place" in service.log.read_text()
     held = Archive(Folder(place))
     kept = [raw for rows in made.everything(held, "kalshi.raw.v1").values() for _, raw in rows]
     assert sorted(kept) == sorted(frames)

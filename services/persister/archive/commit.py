@@ -19,6 +19,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+import orjson
+
 from kalshibook_core.archive import layout
 from kalshibook_core.archive.store import Store
 from services.persister.archive.files import File, Made
@@ -28,6 +30,21 @@ AT_ONCE: Final = 8
 
 Attempt = Callable[[Callable[[], Awaitable[None]]], Awaitable[None]]
 """Calls something until it succeeds."""
+
+
+class OtherLog(Exception):
+    """The archive holds the records of another Kafka, whose offsets mean nothing here."""
+
+
+def claim(store: Store, log: str) -> None:
+    """Let the archive be that of a log, by its name, if it is nobody's yet. Raises OtherLog if it is another's; blocks."""
+    try:
+        whose = orjson.loads(store.get(layout.LOG))["log"]
+    except FileNotFoundError:
+        store.put(layout.LOG, orjson.dumps({"log": log}))
+        return
+    if whose != log:
+        raise OtherLog(f"{store} is the archive of the Kafka cluster {whose!r}, this is {log!r}: name an empty place instead")
 
 
 async def write(store: Store, made: Made, patiently: Attempt) -> None:

@@ -8,12 +8,13 @@ from typing import Final, TypeVar
 import structlog
 
 from kalshibook_core.archive.reader import Archive
-from kalshibook_core.kafka import topics
+from kalshibook_core.kafka import admin, topics
 from kalshibook_core.kafka.consumer import Consumer, TopicPartition
 from kalshibook_core.runtime import clock, health, logs
+from kalshibook_core.runtime.settings import ConfigurationError
 from services.persister.archive import commit, files
 from services.persister.archive.counters import Counters
-from services.persister.archive.held import Held
+from services.persister.archive.held import Held, due
 from services.persister.archive.settings import Settings
 
 TOPICS: Final = (topics.RAW, topics.BOOK, topics.TRADES, topics.TICKERS, topics.LIFECYCLE, topics.CHECKPOINTS)
@@ -38,7 +39,9 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         settings.health_port, lambda: counters.ready, counters.shown, service="archive", host=settings.health_host
     ):
         try:
-            await _Member(settings, counters, stop).run()
+            member = _Member(settings, counters, stop)
+            await member.claim()
+            await member.run()
         except* Stopping:
             _log.warning("stopped_while_storage_is_away", then="the next start goes on where the archive ends")
 
@@ -53,13 +56,21 @@ class _Member:
         self._names = {settings.cluster.topic(topic): topic.name for topic in TOPICS}
         self._held: dict[TopicPartition, Held] = {}
 
+    async def claim(self) -> None:
+        cluster = self._settings.cluster
+        log = f"{await admin.cluster_id(cluster)}/{cluster.prefix}"
+        try:
+            await self._patiently(lambda: asyncio.to_thread(commit.claim, self._settings.store, log))
+        except commit.OtherLog as other:
+            raise ConfigurationError(f"KB_ARCHIVE: {other}") from None
+
     async def run(self) -> None:
         at_once = min(_POLL_RECORDS, self._settings.rows)
         async with Consumer(self._settings.cluster, TOPICS, GROUP, on_assigned=self._assigned) as consumer:
             while not self._stop.is_set():
                 for where, records in (await consumer.poll(at_once, _POLL_MS)).items():
                     self._held[where].add(records, clock.monotonic())
-                while (where := self._due(clock.monotonic())) is not None:
+                while (where := due(self._held, self._settings, clock.monotonic())) is not None:
                     await self._write(where)
                 self._counters.waiting_rows = sum(len(held.records) for held in self._held.values())
                 self._counters.waiting_bytes = sum(held.bytes for held in self._held.values())
@@ -79,15 +90,6 @@ class _Member:
         self._counters.ready = True
         _log.info("assigned", partitions=len(ours))
         return {where: held.first for where, held in self._held.items() if held.first is not None}
-
-    def _due(self, now: float) -> TopicPartition | None:
-        """Return the partition to be written next: one whose files are old or large enough, else, memory full, the largest."""
-        for where, held in self._held.items():
-            if held.records and (len(held.records) >= self._settings.rows or now - held.since >= self._settings.seconds):
-                return where
-        if sum(held.bytes for held in self._held.values()) < self._settings.bytes:
-            return None
-        return max(self._held, key=lambda where: self._held[where].bytes)
 
     async def _write(self, where: TopicPartition) -> None:
         held = self._held[where]

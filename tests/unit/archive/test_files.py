@@ -4,6 +4,7 @@ import asyncio
 import random
 from itertools import groupby
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,7 +15,7 @@ from kalshibook_core.orderbook.checksum import to_hex
 from kalshibook_core.wire import codec
 from kalshibook_core.wire.events import BookDelta, BookSnapshot, Gap
 from services.persister.archive import commit, files
-from services.persister.archive.held import Held, Record
+from services.persister.archive.held import Held, Record, due
 from tests.support import archive as made
 
 
@@ -120,6 +121,30 @@ def test_held_records_are_bounded_by_what_they_take() -> None:
     held.add([type("Tombstone", (), {"offset": 8, "key": b"k", "value": None})], 2.0)
     assert (held.first, held.next, held.since, len(held.records)) == (5, 9, 1.0, 2)
     assert held.bytes > 22
+
+
+def test_full_memory_writes_what_takes_most_of_it() -> None:
+    bounds = SimpleNamespace(rows=100, seconds=60.0, bytes=10_000)
+    held = {name: Held(0) for name in "abc"}
+    assert due(held, bounds, 1e9) is None
+    for name, count in (("a", 5), ("b", 9), ("c", 7)):
+        held[name].add([Record(n, b"k", b"v" * 100) for n in range(count)], 10.0)
+    assert due(held, bounds, 69.0) is None
+    held["c"].add([Record(n, b"k", b"v" * 100) for n in range(20)], 20.0)
+    assert due(held, bounds, 69.0) == "c"
+    held["c"] = Held(27)
+    assert due(held, bounds, 69.0) is None
+    assert due(held, bounds, 70.0) == "a"
+    held["a"], held["b"] = Held(5), Held(9)
+    held["b"].add([Record(n, b"k", b"") for n in range(100)], 70.0)
+    assert due(held, SimpleNamespace(rows=100, seconds=60.0, bytes=10**9), 70.0) == "b"
+
+
+def test_an_archive_is_of_one_log(tmp_path: Path) -> None:
+    for _ in range(2):
+        commit.claim(Folder(tmp_path), "here/")
+    with pytest.raises(commit.OtherLog, match="name an empty place"):
+        commit.claim(Folder(tmp_path), "elsewhere/")
 
 
 def test_one_changed_byte_anywhere_is_found_named_and_never_served(tmp_path: Path) -> None:
