@@ -75,7 +75,7 @@ async def test_kill_9_at_random_moments_and_a_storage_that_goes_away(cluster, tm
         await until(away)
         assert not (await service.status())["ready"]
         place.unlink()
-        for _ in range(3):
+        for _ in range(2):
             await service.ready()
             await until(at_least(Folder(place), "kalshi.raw.v1", chance.randrange(4_000)))
             service.kill()
