@@ -100,22 +100,28 @@ async def test_kill_9_at_random_moments_and_a_storage_that_goes_away(cluster, tm
 async def test_a_zombie_that_wakes_beside_its_successor_repeats_nothing(cluster, tmp_path: Path):
     frames = made.raw(5, 3_000)
     await produce(cluster, topics.RAW, frames[:2_000])
-    env = {"KB_ARCHIVE": str(tmp_path / "a"), "KB_ARCHIVE_SECONDS": "3", "KB_INSTANCE": "one"}
+    place = tmp_path / "a"
+    place.mkdir()
+    (place / "raw").write_text("not a folder yet")
+    env = {"KB_ARCHIVE": str(place), "KB_ARCHIVE_SECONDS": "0.1", "KB_INSTANCE": "one"}
     async with Service("persister.archive", cluster, tmp_path / "zombie.log", **env) as zombie:
 
-        async def holds_all() -> bool:
-            return await zombie.counter("waiting_rows") == 2_000
+        async def holds_a_commit() -> bool:
+            return (await zombie.counter("retries_total") or 0) > 0
 
-        await until(holds_all)
+        await until(holds_a_commit)
         zombie.send(signal.SIGSTOP)
-        quick = env | {"KB_ARCHIVE_SECONDS": "0.1", "KB_ARCHIVE_ROWS": "77"}
+        (place / "raw").unlink()
+        quick = env | {"KB_ARCHIVE_ROWS": "77"}
         async with Service("persister.archive", cluster, tmp_path / "heir.log", **quick) as heir:
-            await until(at_least(Folder(tmp_path / "a"), "kalshi.raw.v1", 2_000))
-            zombie.send(signal.SIGCONT)  # it writes what it holds before it hears that the partitions are another's
+            await until(at_least(Folder(place), "kalshi.raw.v1", 2_000))
+            zombie.send(signal.SIGCONT)  # it writes the commit it holds before it hears that the partitions are another's
             assert await asyncio.to_thread(zombie.process.wait, 60) == 1
             await produce(cluster, topics.RAW, frames[2_000:])
-            await until(at_least(Folder(tmp_path / "a"), "kalshi.raw.v1", 3_000))
+            await until(at_least(Folder(place), "kalshi.raw.v1", 3_000))
             assert await heir.drain() == 0
+    taken = {c for each in Archive(Folder(place)).held("kalshi.raw.v1") for c in each.chain.commits}
+    assert len(list((place / "commits" / "kalshi.raw.v1").rglob("*.json"))) > len(taken)  # it wrote
     kept = [raw for rows in made.everything(Archive(Folder(tmp_path / "a")), "kalshi.raw.v1").values() for _, raw in rows]
     assert sorted(kept) == sorted(frames)
 

@@ -8,10 +8,11 @@ crash at any moment repeats nothing and loses nothing, and there are no offsets 
 edited: what comes late makes another file of its day. While the storage is away or full it stops reading, holds what it has and
 tries again; Kafka keeps the rest.
 
-Bounds: at most KB_ARCHIVE_BYTES of records are held, over all partitions; full, the partition that has most is written first.
+Bounds: what waits, waits in Kafka. One commit is held at a time, of at most KB_ARCHIVE_ROWS records and KB_ARCHIVE_BYTES; full,
+it is written, and the rest of its partition makes the next.
 
 Scale it by starting more: at most one per partition has work.
 
-Rooms: `held` the records of a partition that wait, `files` makes them files (both pure), `commit` writes those, `serve` is the
-process.
+Rooms: `held` the records of a partition, and whose turn it is, `files` makes them files (both pure), `commit` writes those,
+`serve` is the process.
 """

@@ -22,9 +22,7 @@ class Counters:
     write_us: int = 0
     unreadable: int = 0
     retries: int = 0
-    waiting_rows: int = 0
-    waiting_bytes: int = 0
-    lag_records: int = 0
+    waiting_records: int = 0
 
     def wrote(self, made: Made, seconds: float) -> None:
         """Count a commit that is in the archive."""
@@ -45,8 +43,6 @@ class Counters:
             "write_microseconds_total": self.write_us,
             "unreadable_total": self.unreadable,
             "retries_total": self.retries,
-            "waiting_rows": self.waiting_rows,
-            "waiting_bytes": self.waiting_bytes,
-            "lag_records": self.lag_records,
+            "waiting_records": self.waiting_records,
             "store": self.store,
         }

@@ -1,11 +1,14 @@
-"""The records of one partition that wait to be written, as Kafka gave them. Pure; bounded by who fills it."""
+"""The records of one partition on their way to files, as Kafka gave them, and whose turn it is. Pure.
+
+What waits, waits in Kafka: a partition is read when there is enough of it for files, or when it has waited long enough, and only
+one is held at a time. So memory is that of one commit, and files are as large as the settings allow, however many partitions.
+"""
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Final, NamedTuple, Protocol, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 OVERHEAD: Final = 250
 """Bytes that a record takes in memory beside its key and value."""
-
 
 Where = TypeVar("Where")
 
@@ -18,22 +21,6 @@ class Record(NamedTuple):
     value: bytes
 
 
-class Bounds(Protocol):
-    """How much may be held, and for how long."""
-
-    @property
-    def rows(self) -> int:
-        """Records of a partition."""
-
-    @property
-    def seconds(self) -> float:
-        """Age of the first of them."""
-
-    @property
-    def bytes(self) -> int:
-        """Memory of all partitions together."""
-
-
 class Held:
     """Records of consecutive offsets: `first` is where the partition stands in the archive, `next` where it will."""
 
@@ -42,12 +29,9 @@ class Held:
         self.first = self.next = first
         self.records: list[Record] = []
         self.bytes = 0
-        self.since = 0.0  # when the first came
 
-    def add(self, records: Iterable[Any], now: float) -> None:
+    def add(self, records: Iterable[Any]) -> None:
         """Take Kafka records (`offset`, `key`, `value`), in their order."""
-        if not self.records:
-            self.since = now
         for record in records:
             if self.first is None:
                 self.first = record.offset
@@ -58,11 +42,17 @@ class Held:
                 self.bytes += len(key) + len(value) + OVERHEAD
 
 
-def due(held: Mapping[Where, Held], bounds: Bounds, now: float) -> Where | None:
-    """Return the partition to be written next, if any: one whose records are many or old enough; memory full, the largest."""
-    for where, each in held.items():
-        if each.records and (len(each.records) >= bounds.rows or now - each.since >= bounds.seconds):
-            return where
-    if sum(each.bytes for each in held.values()) < bounds.bytes:
-        return None
-    return max(held, key=lambda where: held[where].bytes)
+class Waiting(NamedTuple):
+    """What of a partition is in Kafka and not in the archive."""
+
+    records: int
+    since: float  # when the first of them was seen
+
+
+def due(waiting: Mapping[Where, Waiting], rows: int, seconds: float, now: float) -> Where | None:
+    """Return the partition to be written next: the oldest of those that waited long enough, else the largest of the large."""
+    aged = {where: each.since for where, each in waiting.items() if each.records and now - each.since >= seconds}
+    if aged:
+        return min(aged, key=lambda where: aged[where])
+    large = {where: each.records for where, each in waiting.items() if each.records >= rows}
+    return max(large, key=lambda where: large[where]) if large else None

@@ -1,4 +1,4 @@
-"""The whole process: hold records until there are enough for files, write these, until told to stop."""
+"""The whole process: wait until a partition has enough for files, read that much, write it, until told to stop."""
 
 import asyncio
 import secrets
@@ -10,11 +10,12 @@ import structlog
 from kalshibook_core.archive.reader import Archive
 from kalshibook_core.kafka import admin, topics
 from kalshibook_core.kafka.consumer import Consumer, TopicPartition
+from kalshibook_core.kafka.errors import KafkaFault
 from kalshibook_core.runtime import clock, health, logs
 from kalshibook_core.runtime.settings import ConfigurationError
 from services.persister.archive import commit, files
 from services.persister.archive.counters import Counters
-from services.persister.archive.held import Held, due
+from services.persister.archive.held import Held, Waiting, due
 from services.persister.archive.settings import Settings
 
 TOPICS: Final = (topics.RAW, topics.BOOK, topics.TRADES, topics.TICKERS, topics.LIFECYCLE, topics.CHECKPOINTS)
@@ -22,6 +23,8 @@ GROUP: Final = "kb-archive"
 
 _POLL_MS: Final = 500
 _POLL_RECORDS: Final = 20_000
+_LAST_SECONDS: Final = 20.0
+"""For so long after it was told to stop it begins with another partition; what is left then is left in Kafka."""
 _BACKOFF_SECONDS: Final = (0.1, 10.0)
 
 _log = structlog.get_logger()
@@ -33,7 +36,7 @@ class Stopping(Exception):
 
 
 async def serve(settings: Settings, stop: asyncio.Event) -> None:
-    """Serve until `stop` is set, then write what is held and leave the group."""
+    """Serve until `stop` is set, then write what waits and leave the group."""
     counters = Counters()
     async with health.serve(
         settings.health_port, lambda: counters.ready, counters.shown, service="archive", host=settings.health_host
@@ -54,7 +57,8 @@ class _Member:
         self._life = secrets.token_hex(4)
         self._archive = Archive(settings.store)
         self._names = {settings.cluster.topic(topic): topic.name for topic in TOPICS}
-        self._held: dict[TopicPartition, Held] = {}
+        self._starts: dict[TopicPartition, int | None] = {}  # where each partition of ours stands in the archive
+        self._waiting: dict[TopicPartition, Waiting] = {}
 
     async def claim(self) -> None:
         cluster = self._settings.cluster
@@ -65,46 +69,91 @@ class _Member:
             raise ConfigurationError(f"KB_ARCHIVE: {other}") from None
 
     async def run(self) -> None:
-        at_once = min(_POLL_RECORDS, self._settings.rows)
-        async with Consumer(self._settings.cluster, TOPICS, GROUP, on_assigned=self._assigned) as consumer:
+        consumer = Consumer(self._settings.cluster, TOPICS, GROUP, on_assigned=self._assigned, on_revoked=self._revoked)
+        async with consumer as self._consumer:
             while not self._stop.is_set():
-                for where, records in (await consumer.poll(at_once, _POLL_MS)).items():
-                    self._held[where].add(records, clock.monotonic())
-                while (where := due(self._held, self._settings, clock.monotonic())) is not None:
-                    await self._write(where)
-                self._counters.waiting_rows = sum(len(held.records) for held in self._held.values())
-                self._counters.waiting_bytes = sum(held.bytes for held in self._held.values())
-                self._counters.lag_records = sum(consumer.lag().values())
-            for where in sorted(self._held):
-                await self._write(where)
+                await self._look()
+                where = due(self._waiting, self._settings.rows, self._settings.seconds, clock.monotonic())
+                if where is None:
+                    # All are paused: this hears of rebalances, and returns nothing.
+                    await self._consumer.poll(timeout_ms=_POLL_MS)
+                else:
+                    await self._take(where)
+            await self._write_the_rest()
 
     async def _assigned(self, ours: set[TopicPartition]) -> dict[TopicPartition, int]:
-        # Called between two polls, never while a commit is being written. What was held is read again, by us or by the new
-        # owner, from where the archive stands.
-        self._held.clear()
+        # Called within a poll, as `_revoked` is. What is held then is dropped, and read again by us or by the new owner from
+        # where the archive stands.
+        starts: dict[TopicPartition, int | None] = {}
         for where in sorted(ours):
-            held = await self._patiently(
-                lambda where=where: asyncio.to_thread(self._archive.next_offset, self._names[where.topic], where.partition)  # type: ignore[misc]
+            topic, number = self._names[where.topic], where.partition
+            starts[where] = await self._patiently(
+                lambda topic=topic, number=number: asyncio.to_thread(self._archive.next_offset, topic, number)  # type: ignore[misc]
             )
-            self._held[where] = Held(held)
+        self._starts, self._waiting = starts, {}
+        self._consumer.pause(*ours)
         self._counters.ready = True
         _log.info("assigned", partitions=len(ours))
-        return {where: held.first for where, held in self._held.items() if held.first is not None}
+        return {where: start for where, start in starts.items() if start is not None}
 
-    async def _write(self, where: TopicPartition) -> None:
-        held = self._held[where]
-        if held.first is None or held.next is None or not held.records:
+    async def _revoked(self, _: set[TopicPartition]) -> None:
+        self._starts, self._waiting = {}, {}
+
+    async def _look(self) -> None:
+        """See what waits in Kafka."""
+        now = clock.monotonic()
+        try:
+            ends = await self._consumer.end_offsets(self._starts) if self._starts else {}
+        except KafkaFault as error:
+            if logs.once_a_minute("broker_away"):
+                _log.warning("broker_away", why=str(error), then="trying again")
             return
+        for where, end in ends.items():
+            records = end - await self._consumer.position(where)
+            before = self._waiting.get(where)
+            self._waiting[where] = Waiting(records, before.since if before is not None and before.records else now)
+        self._counters.waiting_records = sum(each.records for each in self._waiting.values())
+
+    async def _take(self, where: TopicPartition) -> None:
+        """Read what waits of a partition, as much as one commit may have, and write it."""
+        starts, held = self._starts, Held(self._starts[where])
+        end = await self._consumer.position(where) + self._waiting[where].records
+        rows, most = self._settings.rows, self._settings.bytes
+        self._consumer.resume(where)
+        # Behind the last record may lie a transaction's marker, which takes an offset and is never returned.
+        while await self._consumer.position(where) < end and len(held.records) < rows and held.bytes < most:
+            polled = await self._consumer.poll(min(rows - len(held.records), _POLL_RECORDS), _POLL_MS)
+            if self._starts is not starts:
+                return  # the partitions are others now
+            held.add(polled.get(where, ()))
+            if self._stop.is_set() and not polled:
+                break  # the broker is away
+        self._consumer.pause(where)
+        self._waiting[where] = Waiting(0, clock.monotonic())
+        if held.records:
+            await self._write(where, held)
+            self._starts[where] = held.next
+
+    async def _write(self, where: TopicPartition, held: Held) -> None:
+        assert held.first is not None and held.next is not None
         started = clock.monotonic()
-        # Nothing is polled meanwhile, so an outage of any length holds these records and what Kafka's client has fetched ahead.
         made = await asyncio.to_thread(
             files.make, self._names[where.topic], where.partition, held.first, held.next, self._life, held.records
         )
         await commit.write(self._settings.store, made, self._patiently)
-        self._held[where] = Held(held.next)
         self._counters.wrote(made, clock.monotonic() - started)
         if made.unreadable and logs.once_a_minute("unreadable"):
             _log.warning("unreadable_records", count=made.unreadable, then="passed over; the raw rows they came from are kept")
+
+    async def _write_the_rest(self) -> None:
+        began = clock.monotonic()
+        await self._look()
+        while (where := due(self._waiting, 1, float("inf"), began)) is not None:
+            if clock.monotonic() - began > _LAST_SECONDS:
+                _log.warning("left_in_kafka", records=self._counters.waiting_records, then="the next start archives them")
+                return
+            await self._take(where)
+            await self._look()
 
     async def _patiently(self, attempt: Callable[[], Awaitable[T]]) -> T:
         """Return what `attempt` returns, again and again while the storage is away. Raise Stopping if told to stop meanwhile."""
@@ -118,8 +167,8 @@ class _Member:
                 self._counters.retries += 1
                 self._counters.store = "away"
                 if logs.once_a_minute("storage_away"):
-                    where = str(self._settings.store)
-                    _log.warning("storage_away", where=where, why=str(error), then="reading waits; trying again")
+                    place = str(self._settings.store)
+                    _log.warning("storage_away", where=place, why=str(error), then="reading waits; trying again")
             try:
                 await asyncio.wait_for(self._stop.wait(), pause)
                 raise Stopping

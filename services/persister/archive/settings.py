@@ -1,9 +1,9 @@
 """Settings of the archive, from the environment.
 
 KB_ARCHIVE          where it is: a folder, or s3://bucket/prefix; then AWS_ENDPOINT_URL, AWS_REGION and AWS_ACCESS_KEY_ID as usual
-KB_ARCHIVE_ROWS     records of a partition after which its files are written (250000)
-KB_ARCHIVE_SECONDS  how long the first record of a file waits for company (900)
-KB_ARCHIVE_BYTES    memory that records may take while they wait, over all partitions (134217728)
+KB_ARCHIVE_ROWS     records of a partition that make files: when so many wait in Kafka they are read and written (250000)
+KB_ARCHIVE_SECONDS  how long the first of them waits for company (900)
+KB_ARCHIVE_BYTES    memory that the records of one commit may take; full, it is written as it is (134217728)
 """
 
 from dataclasses import dataclass

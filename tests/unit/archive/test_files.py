@@ -15,7 +15,7 @@ from kalshibook_core.orderbook.checksum import to_hex
 from kalshibook_core.wire import codec
 from kalshibook_core.wire.events import BookDelta, BookSnapshot, Gap
 from services.persister.archive import commit, files
-from services.persister.archive.held import Held, Record, due
+from services.persister.archive.held import Held, Record, Waiting, due
 from tests.support import archive as made
 
 
@@ -115,29 +115,23 @@ def test_canonical_records_that_are_none_are_counted(tmp_path: Path) -> None:
     assert (told.rows, told.unreadable) == (99, 3)
 
 
-def test_held_records_are_bounded_by_what_they_take() -> None:
+def test_held_records_know_where_they_begin_end_and_what_they_take() -> None:
     held = Held(None)
-    held.add([Record(5, b"k", b"v" * 10), Record(7, b"k", b"w" * 10)], 1.0)
-    held.add([type("Tombstone", (), {"offset": 8, "key": b"k", "value": None})], 2.0)
-    assert (held.first, held.next, held.since, len(held.records)) == (5, 9, 1.0, 2)
+    held.add([Record(5, b"k", b"v" * 10), Record(7, b"k", b"w" * 10)])
+    held.add([SimpleNamespace(offset=8, key=b"k", value=None)])
+    assert (held.first, held.next, [record.offset for record in held.records]) == (5, 9, [5, 7])
     assert held.bytes > 22
+    assert Held(3).first == 3
 
 
-def test_full_memory_writes_what_takes_most_of_it() -> None:
-    bounds = SimpleNamespace(rows=100, seconds=60.0, bytes=10_000)
-    held = {name: Held(0) for name in "abc"}
-    assert due(held, bounds, 1e9) is None
-    for name, count in (("a", 5), ("b", 9), ("c", 7)):
-        held[name].add([Record(n, b"k", b"v" * 100) for n in range(count)], 10.0)
-    assert due(held, bounds, 69.0) is None
-    held["c"].add([Record(n, b"k", b"v" * 100) for n in range(20)], 20.0)
-    assert due(held, bounds, 69.0) == "c"
-    held["c"] = Held(27)
-    assert due(held, bounds, 69.0) is None
-    assert due(held, bounds, 70.0) == "a"
-    held["a"], held["b"] = Held(5), Held(9)
-    held["b"].add([Record(n, b"k", b"") for n in range(100)], 70.0)
-    assert due(held, SimpleNamespace(rows=100, seconds=60.0, bytes=10**9), 70.0) == "b"
+def test_whose_turn_it_is() -> None:
+    assert due({}, 100, 60.0, 1e9) is None
+    waiting = {"a": Waiting(99, 10.0), "b": Waiting(0, 0.0), "c": Waiting(1, 20.0)}
+    assert due(waiting, 100, 60.0, 69.0) is None
+    assert due(waiting, 100, 60.0, 90.0) == "a"  # old enough, and older than c
+    large = waiting | {"d": Waiting(100, 60.0), "e": Waiting(300, 65.0)}
+    assert due(large, 100, 60.0, 69.0) == "e"
+    assert due(large, 100, 60.0, 70.0) == "a"  # however much others have
 
 
 def test_an_archive_is_of_one_log(tmp_path: Path) -> None:
