@@ -23,7 +23,7 @@ GROUP: Final = "kb-archive"
 
 _POLL_MS: Final = 500
 _POLL_RECORDS: Final = 20_000
-_LAST_SECONDS: Final = 20.0
+_LAST_SECONDS: Final = 10.0
 """For so long after it was told to stop it begins with another partition; what is left then is left in Kafka."""
 _BACKOFF_SECONDS: Final = (0.1, 10.0)
 
