@@ -39,7 +39,8 @@ def log(events: int, change: Callable[[int, RawFrame], RawFrame] = lambda _, raw
     partition, made = Partition(), defaultdict(list)
     for offset, _, value in raws:
         for event in partition.receive(codec.decode(value), offset):
-            made[topic_of(event)].append(event)
+            if not isinstance(event, RawFrame):
+                made[topic_of(event)].append(event)
     books = [event for event in made[topics.BOOK.name] if isinstance(event, BookDelta)]
     made[topics.CHECKPOINTS.name] = [
         Checkpoint(e.market_ticker, e.version, e.effective_us, [], [], e.checksum, None, None, "g1", 0, 1, 0, 0)

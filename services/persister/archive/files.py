@@ -13,6 +13,7 @@ from kalshibook_core.archive.manifest import Entry
 from kalshibook_core.archive.tables import UNREADABLE, Row, Table
 from kalshibook_core.wire import codec
 from kalshibook_core.wire.events import BOOK, TRADES, BookDelta, Gap, RawFrame
+from kalshibook_core.wire.raw import RawReader
 from services.persister.archive.held import Record
 
 Place = tuple[str, int, str]
@@ -68,13 +69,15 @@ def _file(commit: Commit, table: Table, place: Place, rows: Sequence[Row]) -> Fi
 
 
 def _raw(records: Iterable[Record]) -> Iterator[Row]:
+    read = RawReader().read
     for offset, key, value in records:
+        raw: RawFrame | None
         try:
-            raw = codec.decode(value)
-        except codec.Undecodable:
+            raw = read(value)
+        except ValueError:
             raw = None
         # Times so far apart that no column holds their difference are nobody's times.
-        if type(raw) is not RawFrame or raw.market_ticker.encode() != key or abs(raw.clock_us - raw.recv_us) >> 63:
+        if raw is None or raw.market_ticker.encode() != key or abs(raw.clock_us - raw.recv_us) >> 63:
             raw = RawFrame(UNREADABLE, "", 0, 0, "", -1, -1, False, "", 0, 0, "", value)
         yield offset, raw
 
