@@ -23,6 +23,7 @@ GROUP: Final = "kb-archive"
 
 _POLL_MS: Final = 500
 _POLL_RECORDS: Final = 20_000
+_IDLE_POLLS: Final = 4
 _LAST_SECONDS: Final = 10.0
 """For so long after it was told to stop it begins with another partition; what is left then is left in Kafka."""
 _BACKOFF_SECONDS: Final = (0.1, 10.0)
@@ -120,14 +121,16 @@ class _Member:
         end = await self._consumer.position(where) + self._waiting[where].records
         rows, most = self._settings.rows, self._settings.bytes
         self._consumer.resume(where)
+        idle = 0
         # Behind the last record may lie a transaction's marker, which takes an offset and is never returned.
         while await self._consumer.position(where) < end and len(held.records) < rows and held.bytes < most:
             polled = await self._consumer.poll(min(rows - len(held.records), _POLL_RECORDS), _POLL_MS)
             if self._starts is not starts:
                 return  # the partitions are others now
             held.add(polled.get(where, ()))
-            if self._stop.is_set() and not polled:
-                break  # the broker is away
+            idle = 0 if polled else idle + 1
+            if idle == _IDLE_POLLS:
+                break  # the broker is away, or a transaction has no end yet: its turn comes again
         self._consumer.pause(where)
         self._waiting[where] = Waiting(0, clock.monotonic())
         if held.records:
