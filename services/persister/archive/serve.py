@@ -24,8 +24,8 @@ GROUP: Final = "kb-archive"
 _POLL_MS: Final = 500
 _POLL_RECORDS: Final = 20_000
 _IDLE_POLLS: Final = 4
-_LAST_SECONDS: Final = 10.0
-"""For so long after it was told to stop it begins with another partition; what is left then is left in Kafka."""
+_LAST_SECONDS: Final = 25.0
+"""For so long it goes on after it was told to stop, which is less than a drain may take; what is left then is left in Kafka."""
 _BACKOFF_SECONDS: Final = (0.1, 10.0)
 
 _log = structlog.get_logger()
@@ -149,14 +149,16 @@ class _Member:
             _log.warning("unreadable_records", count=made.unreadable, then="passed over; the raw rows they came from are kept")
 
     async def _write_the_rest(self) -> None:
-        began = clock.monotonic()
+        began, longest = clock.monotonic(), 0.0
         await self._look()
         while (where := due(self._waiting, 1, float("inf"), began)) is not None:
-            if clock.monotonic() - began > _LAST_SECONDS:
+            each = clock.monotonic()
+            if each - began + longest > _LAST_SECONDS:
                 _log.warning("left_in_kafka", records=self._counters.waiting_records, then="the next start archives them")
                 return
             await self._take(where)
             await self._look()
+            longest = max(longest, clock.monotonic() - each)
 
     async def _patiently(self, attempt: Callable[[], Awaitable[T]]) -> T:
         """Return what `attempt` returns, again and again while the storage is away. Raise Stopping if told to stop meanwhile."""
