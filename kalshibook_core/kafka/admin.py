@@ -1,6 +1,8 @@
 """Brings the topics into being."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any, Final
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
@@ -25,15 +27,7 @@ async def ensure_topics(cluster: Cluster, topics: tuple[Topic, ...] = ALL) -> No
     Any number of processes may do it at once. What exists is left as it is: its policy is its operator's from then on.
     Raises KafkaFault if the brokers cannot be reached.
     """
-    admin = AIOKafkaAdminClient(bootstrap_servers=cluster.brokers)
-    try:
-        await admin.start()
-    except BaseException as error:
-        await admin.close()
-        if isinstance(error, KafkaError):
-            raise KafkaFault(f"cannot connect to Kafka at {cluster.brokers}: {error!r}") from error
-        raise
-    try:
+    async with _client(cluster) as admin:
         answer = await admin.create_topics([_new(cluster, topic) for topic in topics])
         for name, code, *detail in answer.topic_errors:
             if code not in (_OK, _EXISTS):
@@ -44,6 +38,26 @@ async def ensure_topics(cluster: Cluster, topics: tuple[Topic, ...] = ALL) -> No
                     f"topic {name} has {count} partitions, KB_KAFKA_PARTITIONS says {cluster.partitions}: "
                     "set it to what the topics have; changing their count would send markets to other partitions"
                 )
+
+
+async def cluster_id(cluster: Cluster) -> str:
+    """Return what the brokers call their cluster: another one's offsets mean other records. Raises KafkaFault."""
+    async with _client(cluster) as admin:
+        return str((await admin.describe_cluster())["cluster_id"])
+
+
+@asynccontextmanager
+async def _client(cluster: Cluster) -> AsyncIterator[Any]:
+    admin = AIOKafkaAdminClient(bootstrap_servers=cluster.brokers)
+    try:
+        await admin.start()
+    except BaseException as error:
+        await admin.close()
+        if isinstance(error, KafkaError):
+            raise KafkaFault(f"cannot connect to Kafka at {cluster.brokers}: {error!r}") from error
+        raise
+    try:
+        yield admin
     finally:
         await admin.close()
 

@@ -159,8 +159,14 @@ class Consumer:
         return int(await self._kafka.position(partition))
 
     async def end_offsets(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
-        """Return where each partition ends now: the offset after its last readable record (or transaction marker)."""
-        ends: dict[TopicPartition, int] = await self._kafka.end_offsets(list(partitions))
+        """Return where each partition ends now: the offset after its last readable record (or transaction marker).
+
+        Raises KafkaFault if nobody can be asked.
+        """
+        try:
+            ends: dict[TopicPartition, int] = await self._kafka.end_offsets(list(partitions))
+        except KafkaError as error:
+            raise KafkaFault(f"cannot ask where the partitions end: {error!r}") from error
         return ends
 
     async def begin_offsets(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int]:

@@ -22,6 +22,7 @@ _COMMANDS = {
     "reset": "kalshibook_tools.cli.state:reset",
     "migrate": "kalshibook_tools.cli.migrate:migrate",
     "keys": "kalshibook_tools.cli.keys:keys",
+    "verify": "kalshibook_tools.cli.verify:verify",
     "verify-merge": "kalshibook_tools.cli.verify_merge:verify_merge",
     "simulator": "kalshibook_tools.simulator.__main__:command",
 }

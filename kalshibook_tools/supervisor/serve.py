@@ -142,7 +142,8 @@ class _Supervisor:
         self.told.show("starting the services …")
         first = [] if self.options.exchange else ["simulator"]
         async with asyncio.TaskGroup() as starting:
-            for name in (*first, "deduplicator", "persister", "reconstructor", "gateway"):
+            archive = ["archive"] if self.options.env.get("KB_ARCHIVE") else []
+            for name in (*first, "deduplicator", "persister", "reconstructor", *archive, "gateway"):
                 starting.create_task(self._up(name, client))
         if self.options.recordings:
             simulator = self.options.simulator_info()["control_url"]

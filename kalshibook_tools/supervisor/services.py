@@ -26,6 +26,9 @@ STOP_WITHIN = 40.0
 UNSPARED = {"KB_REQUESTS_PER_SECOND": "1000", "KB_COMMANDS_PER_SECOND": "10000"}
 """Of the simulator: at full speed a recording brings a day's new markets within seconds."""
 
+_MODULES = dict.fromkeys(GATHERERS, "ingest") | {"archive": "persister.archive"}
+"""Services whose module has another name."""
+
 _EXPLAINS = re.compile(r"configuration:|error|exception|fatal|critical", re.IGNORECASE)
 
 
@@ -101,7 +104,7 @@ def _exchange(options: Options, number: int) -> dict[str, str]:
 
 def service(options: Options, addresses: Addresses, name: str, port: int) -> Program:
     """Return a service as a program."""
-    command = [sys.executable, "-m", f"services.{'ingest' if name in GATHERERS else name}"]
+    command = [sys.executable, "-m", f"services.{_MODULES.get(name, name)}"]
     return _program(options, name, command, environment(options, addresses, name, port))
 
 

@@ -7,5 +7,7 @@ Guarantees: rows and the offsets they came from commit in one transaction, and t
 repeats nothing, loses nothing, and a process that lost its partitions without noticing cannot write. On assignment it goes on
 where the database says, whatever Kafka remembers. While Postgres is away it stops reading, keeps its one batch and retries.
 
+Its second sink, Parquet files of the raw topic and of these, is a process of its own: `archive/`.
+
 Scale it by starting more: at most one per partition has work.
 """

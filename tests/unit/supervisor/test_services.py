@@ -1,6 +1,7 @@
 """What a service is told: where everything is, and of the exchange an address and a key only."""
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 from kalshibook_tools.stack import Addresses
@@ -26,7 +27,8 @@ def test_every_service_knows_where_everything_is(tmp_path: Path) -> None:
         assert program.env["KB_LOG_LEVEL"] == "debug"
         assert program.env["KB_HEALTH_PORT"] == "4711"
         assert ("KB_KALSHI_WS_URL" in program.env) == (name == "ingest")
-        assert program.command[-1] == f"services.{name}"
+        module = str(program.command[-1])
+        assert module.endswith(f".{name}") and find_spec(f"{module}.__main__") is not None
         assert program.env["KB_INSTANCE"] == services.environment(options, ADDRESSES, name, 4712)["KB_INSTANCE"]
         assert program.env["KB_INSTANCE"] != services.environment(elsewhere, ADDRESSES, name, 4711)["KB_INSTANCE"]
 

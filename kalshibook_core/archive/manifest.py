@@ -1,0 +1,149 @@
+"""What is said of a file, beside it, and of a commit. Pure; JSON.
+
+A file's manifest:
+
+    format, path, table, channel, day, series, topic, partition, offsets [first, next) of its commit
+    rows, bytes, sha256               of the Parquet file beside it
+    time                              {first_us, last_us} of its rows, by the clock of its table
+    markets                           by ticker: rows, first_us, last_us, and of a book
+        first_version, last_version
+        checksum                      of the book after last_version, 16 hex digits
+        segments                      runs of versions that replay without a hole, {first, last, whole}; `whole`: it begins with a
+                                      whole book, else with the book after version first - 1
+        gaps                          what is not known, {start_us, end_us, cause}; end_us null: not ended in this file
+                                      (of trades too)
+
+A commit's: topic, partition, first, next, rows, and `files`: path, table, channel, day, series, rows, bytes, sha256, and
+manifest_sha256 of each. It is sealed with a digest of its own, so each byte of an archive is vouched for by a commit.
+"""
+
+from collections.abc import Sequence
+from hashlib import sha256
+from typing import Any, Final, NamedTuple
+
+import orjson
+
+from kalshibook_core.archive.layout import Commit, day_name
+from kalshibook_core.archive.tables import FORMAT, Row, Table
+from kalshibook_core.orderbook.checksum import to_hex
+from kalshibook_core.wire.events import BookDelta, BookSnapshot, Gap
+
+Json = dict[str, Any]
+_BOOK_EVENTS: Final = (BookDelta, BookSnapshot, Gap)
+
+
+class Entry(NamedTuple):
+    """A file as its commit names it."""
+
+    path: str  # of the Parquet file; its manifest has another ending
+    table: str
+    channel: str  # of raw rows; else empty
+    day: int
+    series: str
+    rows: int
+    bytes: int
+    sha256: str
+    manifest_sha256: str
+
+
+class Broken(ValueError):
+    """A manifest or a commit is not what its writer wrote."""
+
+
+def digest(content: bytes) -> str:
+    """Return the SHA-256 in hexadecimal."""
+    return sha256(content).hexdigest()
+
+
+def describe(commit: Commit, path: str, table: Table, where: tuple[str, int, str], rows: Sequence[Row], content: bytes) -> Json:
+    """Return the manifest of a file of `rows`, written as `content`; `where` is its (channel, day, series)."""
+    channel, day, series = where
+    markets: dict[str, Json] = {}
+    for _, event in rows:
+        _tell(markets, table, event)
+    return {
+        "format": FORMAT,
+        "path": path,
+        "table": table.name,
+        "channel": channel,
+        "day": day_name(day),
+        "series": series,
+        "topic": commit.topic,
+        "partition": commit.partition,
+        "offsets": [commit.first, commit.next],
+        "rows": len(rows),
+        "bytes": len(content),
+        "sha256": digest(content),
+        "time": {
+            "first_us": min(each["first_us"] for each in markets.values()),
+            "last_us": max(each["last_us"] for each in markets.values()),
+        },
+        "markets": markets,
+    }
+
+
+def _tell(markets: dict[str, Json], table: Table, event: Any) -> None:
+    us, ticker = table.instant(event), event.market_ticker
+    told = markets.get(ticker)
+    if told is None:
+        told = markets[ticker] = {"rows": 0, "first_us": us, "last_us": us}
+    told["rows"] += 1
+    told["first_us"], told["last_us"] = min(told["first_us"], us), max(told["last_us"], us)
+    if isinstance(event, Gap):
+        gaps = told.setdefault("gaps", [])
+        if event.end_us is None or not gaps or gaps[-1]["start_us"] != event.start_us:
+            gaps.append({"start_us": event.start_us, "end_us": event.end_us, "cause": event.cause})
+        else:
+            gaps[-1]["end_us"] = event.end_us
+    if table.name != "book" or not isinstance(event, _BOOK_EVENTS):
+        return
+    version, whole = event.version, isinstance(event, BookSnapshot)
+    segments = told.setdefault("segments", [])
+    if isinstance(event, BookSnapshot) and event.gap_start_us is not None:
+        gaps = told.setdefault("gaps", [])
+        if not gaps or gaps[-1]["start_us"] != event.gap_start_us:
+            gaps.append({"start_us": event.gap_start_us, "end_us": None, "cause": event.gap_cause})
+        gaps[-1]["end_us"] = event.effective_us
+    if not isinstance(event, Gap):
+        if segments and version == told["last_version"] + 1 == segments[-1]["last"] + 1:
+            segments[-1]["last"] = version
+        else:
+            segments.append({"first": version, "last": version, "whole": whole})
+    told.setdefault("first_version", version)
+    told["last_version"] = version
+    told["checksum"] = to_hex(event.checksum)
+
+
+def dump(manifest: Json) -> bytes:
+    """Return a manifest as it is written."""
+    return orjson.dumps(manifest) + b"\n"
+
+
+def load(content: bytes, entry: Entry) -> Json:
+    """Return the manifest of a file; raise Broken unless it is the one its commit names and says what the commit says."""
+    if digest(content) != entry.manifest_sha256:
+        raise Broken("the manifest is not the one its commit names")
+    told: Json = orjson.loads(content)
+    same = (told["path"], told["rows"], told["bytes"], told["sha256"]) == (entry.path, entry.rows, entry.bytes, entry.sha256)
+    if not same:
+        raise Broken("the manifest does not say of its file what the commit says")
+    return told
+
+
+def seal(commit: Commit, entries: Sequence[Entry]) -> bytes:
+    """Return a commit's content."""
+    content = commit._asdict() | {"rows": sum(entry.rows for entry in entries), "files": [entry._asdict() for entry in entries]}
+    body = orjson.dumps(content)
+    return b'{"sha256":"%b","commit":%b}\n' % (digest(body).encode(), body)
+
+
+def unseal(content: bytes, commit: Commit) -> list[Entry]:
+    """Return the files a commit names. Raises Broken unless it is whole and the one its name says."""
+    head, _, body = content.partition(b',"commit":')
+    if not body or head != b'{"sha256":"%b"' % digest(body[:-2]).encode() or body[-2:] != b"}\n":
+        raise Broken("the commit is not what was written")
+    told = orjson.loads(body[:-2])
+    files = told.pop("files")
+    if Commit(**{name: told[name] for name in Commit._fields}) != commit:
+        raise Broken("the commit is not the one its name says")
+    return [Entry(**file) for file in files]

@@ -1,0 +1,181 @@
+"""The whole process: wait until a partition has enough for files, read that much, write it, until told to stop."""
+
+import asyncio
+import secrets
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeVar
+
+import structlog
+
+from kalshibook_core.archive.reader import Archive
+from kalshibook_core.kafka import admin, topics
+from kalshibook_core.kafka.consumer import Consumer, TopicPartition
+from kalshibook_core.kafka.errors import KafkaFault
+from kalshibook_core.runtime import clock, health, logs
+from kalshibook_core.runtime.settings import ConfigurationError
+from services.persister.archive import commit, files
+from services.persister.archive.counters import Counters
+from services.persister.archive.held import Held, Waiting, due
+from services.persister.archive.settings import Settings
+
+TOPICS: Final = (topics.RAW, topics.BOOK, topics.TRADES, topics.TICKERS, topics.LIFECYCLE, topics.CHECKPOINTS)
+GROUP: Final = "kb-archive"
+
+_POLL_MS: Final = 500
+_POLL_RECORDS: Final = 20_000
+_IDLE_POLLS: Final = 4
+_LAST_SECONDS: Final = 25.0
+"""For so long it goes on after it was told to stop, which is less than a drain may take; what is left then is left in Kafka."""
+_BACKOFF_SECONDS: Final = (0.1, 10.0)
+
+_log = structlog.get_logger()
+T = TypeVar("T")
+
+
+class Stopping(Exception):
+    """The process was told to stop while the storage is away. What was read and not written is read again by the next one."""
+
+
+async def serve(settings: Settings, stop: asyncio.Event) -> None:
+    """Serve until `stop` is set, then write what waits and leave the group."""
+    counters = Counters()
+    async with health.serve(
+        settings.health_port, lambda: counters.ready, counters.shown, service="archive", host=settings.health_host
+    ):
+        try:
+            member = _Member(settings, counters, stop)
+            await member.claim()
+            await member.run()
+        except* Stopping:
+            _log.warning("stopped_while_storage_is_away", then="the next start goes on where the archive ends")
+
+
+class _Member:
+    """This process as a member of the consumer group."""
+
+    def __init__(self, settings: Settings, counters: Counters, stop: asyncio.Event) -> None:
+        self._settings, self._counters, self._stop = settings, counters, stop
+        self._life = secrets.token_hex(4)
+        self._archive = Archive(settings.store)
+        self._names = {settings.cluster.topic(topic): topic.name for topic in TOPICS}
+        self._starts: dict[TopicPartition, int | None] = {}  # where each partition of ours stands in the archive
+        self._waiting: dict[TopicPartition, Waiting] = {}
+
+    async def claim(self) -> None:
+        cluster = self._settings.cluster
+        log = f"{await admin.cluster_id(cluster)}/{cluster.prefix}"
+        try:
+            await self._patiently(lambda: asyncio.to_thread(commit.claim, self._settings.store, log))
+        except commit.OtherLog as other:
+            raise ConfigurationError(f"KB_ARCHIVE: {other}") from None
+
+    async def run(self) -> None:
+        consumer = Consumer(self._settings.cluster, TOPICS, GROUP, on_assigned=self._assigned, on_revoked=self._revoked)
+        async with consumer as self._consumer:
+            while not self._stop.is_set():
+                await self._look()
+                where = due(self._waiting, self._settings.rows, self._settings.seconds, clock.monotonic())
+                if where is None:
+                    # All are paused: this hears of rebalances, and returns nothing.
+                    await self._consumer.poll(timeout_ms=_POLL_MS)
+                else:
+                    await self._take(where)
+            await self._write_the_rest()
+
+    async def _assigned(self, ours: set[TopicPartition]) -> dict[TopicPartition, int]:
+        # Called within a poll, as `_revoked` is. What is held then is dropped, and read again by us or by the new owner from
+        # where the archive stands.
+        starts: dict[TopicPartition, int | None] = {}
+        for where in sorted(ours):
+            topic, number = self._names[where.topic], where.partition
+            starts[where] = await self._patiently(
+                lambda topic=topic, number=number: asyncio.to_thread(self._archive.next_offset, topic, number)  # type: ignore[misc]
+            )
+        self._starts, self._waiting = starts, {}
+        self._consumer.pause(*ours)
+        self._counters.ready = True
+        _log.info("assigned", partitions=len(ours))
+        return {where: start for where, start in starts.items() if start is not None}
+
+    async def _revoked(self, _: set[TopicPartition]) -> None:
+        self._starts, self._waiting = {}, {}
+
+    async def _look(self) -> None:
+        """See what waits in Kafka."""
+        now = clock.monotonic()
+        try:
+            ends = await self._consumer.end_offsets(self._starts) if self._starts else {}
+        except KafkaFault as error:
+            if logs.once_a_minute("broker_away"):
+                _log.warning("broker_away", why=str(error), then="trying again")
+            return
+        for where, end in ends.items():
+            records = end - await self._consumer.position(where)
+            before = self._waiting.get(where)
+            self._waiting[where] = Waiting(records, before.since if before is not None and before.records else now)
+        self._counters.waiting_records = sum(each.records for each in self._waiting.values())
+
+    async def _take(self, where: TopicPartition) -> None:
+        """Read what waits of a partition, as much as one commit may have, and write it."""
+        starts, held = self._starts, Held(self._starts[where])
+        end = await self._consumer.position(where) + self._waiting[where].records
+        rows, most = self._settings.rows, self._settings.bytes
+        self._consumer.resume(where)
+        idle = 0
+        # Behind the last record may lie a transaction's marker, which takes an offset and is never returned.
+        while await self._consumer.position(where) < end and len(held.records) < rows and held.bytes < most:
+            polled = await self._consumer.poll(min(rows - len(held.records), _POLL_RECORDS), _POLL_MS)
+            if self._starts is not starts:
+                return  # the partitions are others now
+            held.add(polled.get(where, ()))
+            idle = 0 if polled else idle + 1
+            if idle == _IDLE_POLLS:
+                break  # the broker is away, or a transaction has no end yet: its turn comes again
+        self._consumer.pause(where)
+        self._waiting[where] = Waiting(0, clock.monotonic())
+        if held.records:
+            await self._write(where, held)
+            self._starts[where] = held.next
+
+    async def _write(self, where: TopicPartition, held: Held) -> None:
+        assert held.first is not None and held.next is not None
+        started = clock.monotonic()
+        made = await asyncio.to_thread(
+            files.make, self._names[where.topic], where.partition, held.first, held.next, self._life, held.records
+        )
+        await commit.write(self._settings.store, made, self._patiently)
+        self._counters.wrote(made, clock.monotonic() - started)
+        if made.unreadable and logs.once_a_minute("unreadable"):
+            _log.warning("unreadable_records", count=made.unreadable, then="passed over; the raw rows they came from are kept")
+
+    async def _write_the_rest(self) -> None:
+        began, longest = clock.monotonic(), 0.0
+        await self._look()
+        while (where := due(self._waiting, 1, float("inf"), began)) is not None:
+            each = clock.monotonic()
+            if each - began + longest > _LAST_SECONDS:
+                _log.warning("left_in_kafka", records=self._counters.waiting_records, then="the next start archives them")
+                return
+            await self._take(where)
+            await self._look()
+            longest = max(longest, clock.monotonic() - each)
+
+    async def _patiently(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        """Return what `attempt` returns, again and again while the storage is away. Raise Stopping if told to stop meanwhile."""
+        pause, longest = _BACKOFF_SECONDS
+        while True:
+            try:
+                done = await attempt()
+                self._counters.store = "up"
+                return done
+            except OSError as error:
+                self._counters.retries += 1
+                self._counters.store = "away"
+                if logs.once_a_minute("storage_away"):
+                    place = str(self._settings.store)
+                    _log.warning("storage_away", where=place, why=str(error), then="reading waits; trying again")
+            try:
+                await asyncio.wait_for(self._stop.wait(), pause)
+                raise Stopping
+            except TimeoutError:
+                pause = min(longest, pause * 2)

@@ -1,0 +1,44 @@
+"""Settings of the archive, from the environment.
+
+KB_ARCHIVE          where it is: a folder, or s3://bucket/prefix; then AWS_ENDPOINT_URL, AWS_REGION and AWS_ACCESS_KEY_ID as usual
+KB_ARCHIVE_ROWS     records of a partition that make files: when so many wait in Kafka they are read and written (250000)
+KB_ARCHIVE_SECONDS  how long the first of them waits for company (900)
+KB_ARCHIVE_BYTES    memory that the records of one commit may take; full, it is written as it is (134217728)
+"""
+
+from dataclasses import dataclass
+
+from kalshibook_core.archive.store import Store, open_store
+from kalshibook_core.kafka.cluster import Cluster
+from kalshibook_core.runtime import settings
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the archive needs to know."""
+
+    cluster: Cluster
+    store: Store
+    rows: int = 250_000
+    seconds: float = 900.0
+    bytes: int = 1 << 27
+    health_port: int = 0
+    health_host: str = "127.0.0.1"
+
+
+def from_env(env: settings.Environment) -> Settings:
+    """Read the settings; raise ConfigurationError that names what is missing or wrong."""
+    try:
+        endpoint = settings.text(env, "AWS_ENDPOINT_URL_S3", settings.text(env, "AWS_ENDPOINT_URL", ""))
+        store = open_store(settings.required(env, "KB_ARCHIVE"), endpoint)
+    except ValueError as error:
+        raise settings.ConfigurationError(f"KB_ARCHIVE: {error}") from None
+    return Settings(
+        cluster=settings.cluster(env),
+        store=store,
+        rows=settings.integer(env, "KB_ARCHIVE_ROWS", 250_000, minimum=1, maximum=10_000_000),
+        seconds=settings.seconds(env, "KB_ARCHIVE_SECONDS", 900, minimum=0.1, maximum=86_400),
+        bytes=settings.integer(env, "KB_ARCHIVE_BYTES", 1 << 27, minimum=1 << 20),
+        health_port=settings.health_port(env),
+        health_host=settings.health_host(env),
+    )
