@@ -105,9 +105,12 @@ async def test_what_was_recorded_proves_itself_and_the_database(database, tmp_pa
 
     connection = await asyncpg.connect(database)
     for change, kind in (
-        ("UPDATE book_events SET delta = delta + 1 WHERE version = 77", "DATABASE"),
-        ("INSERT INTO book_events SELECT * FROM book_events WHERE version = 50", "DATABASE"),
-        ("DELETE FROM book_events WHERE version = 60", "DATABASE"),
+        ("UPDATE book_events SET packed = set_byte(packed, 9, get_byte(packed, 9) # 1) WHERE version < 100", "DATABASE"),
+        ("DELETE FROM book_events WHERE version BETWEEN 200 AND 300", "DATABASE"),
+        (
+            "INSERT INTO book_events SELECT effective_us + 1, market_id, version, events, kind, packed FROM book_events",
+            "DATABASE",
+        ),
         ("UPDATE checkpoints SET checksum = checksum + 1", "CHECKPOINTS"),
     ):
         before = figure(await verify(tmp_path / "archive", database), kind)
