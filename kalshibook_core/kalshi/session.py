@@ -268,6 +268,8 @@ class Session(Subscriptions, Generic[Record]):
                 self._trouble("unparsable", "subscribed: no channel and sid")
             else:
                 self._bind(channel, sid, now_us, clock_us)
+                if channel in LIFECYCLES:
+                    self.missed_lifecycle = self.stirred = True  # what happened up to here: a list read before has it not
         elif kind == "ok":
             pending = self._pending.pop(message.id, None)
             if pending is not None:

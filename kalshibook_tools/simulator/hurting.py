@@ -78,10 +78,10 @@ class Hurting:
                 self._end_subscription(victim.connection, Hurt(victim.connection.client, "error_25", victim.channel))
         self._armed.clear()
         exchange.away.clear()
-        while (client := self._not_whole()) is not None:
+        while missing := self._missing():
             if not self._patient:
                 return
-            exchange.waiting = {"gatherer": str(client)}
+            exchange.waiting = missing
             await asyncio.sleep(0.002)
         exchange.waiting = None
         self._begun = False
@@ -134,8 +134,8 @@ class Hurting:
             self._exchange.faults.tell(hurt.client, hurt.kind)
             connection.end_subscriptions(25, hurt.channel)
 
-    def _not_whole(self) -> int | None:
-        """Return a client that is not whole yet."""
+    def _missing(self) -> dict[str, str] | None:
+        """Return what somebody has not done yet to be whole, None if everybody is."""
         exchange = self._exchange
         traded = [ticker for ticker, market in exchange.markets.items() if not market.ended]
         for client in sorted(exchange.clients):
@@ -145,8 +145,9 @@ class Hurting:
                     if ((channel, ticker) in held or exchange.audience(channel, ticker)) and not exchange.heard_by(
                         client, channel, ticker
                     ):
-                        return client
+                        return {"gatherer": str(client), "to": "subscribe", "market_ticker": ticker, "channel": channel}
         for connection in self._server.connections.values():
-            if connection.alive and any(each.owed for each in connection.subscriptions.by_sid.values()):
-                return connection.client
+            for subscription in connection.subscriptions.by_sid.values():
+                for ticker in subscription.owed:
+                    return {"gatherer": str(connection.client), "to": "get_snapshot", "market_ticker": ticker, "channel": BOOK}
         return None
