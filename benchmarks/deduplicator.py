@@ -26,7 +26,7 @@ from services.deduplicator.serve import Member
 from services.deduplicator.settings import Settings
 
 NAME = "deduplicator"
-FRAMES = 240_000
+FRAMES = 360_000
 BATCH = 10_000
 
 
