@@ -8,7 +8,8 @@ instant t is stored, all events up to t - 10 s that will ever come are stored to
 from collections import deque
 from typing import Final
 
-LAG_US: Final = 10_000_000
+from kalshibook_core.wire.events import LAG_US
+
 MAX_SAMPLES: Final = 4_096
 """Per partition; when full the oldest goes, which can only make the claim smaller."""
 

@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 
 from kalshibook_core.kafka.cluster import Cluster
 from kalshibook_core.wire import codec
-from services.gateway.live.coverage import LAG_US, Coverage
+from kalshibook_core.wire.events import LAG_US
+from services.gateway.live.coverage import Coverage
 from services.gateway.live.feed import Feed
 from services.gateway.live.rings import Rings
 from services.gateway.live.stream import Socket
