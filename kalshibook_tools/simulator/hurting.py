@@ -27,7 +27,7 @@ SETTLE_SECONDS = 0.25
 LATE_SECONDS = 5.0
 """A delay ends with its round, and no later than this: after 30 s a client takes the connection for dead."""
 
-AWAY = frozenset({"reset", "error_25", "delay"})
+AWAY = frozenset({"reset", "delay"})
 """Whoever is hurt so is not waited for until the round is over: what is sent meanwhile it misses, or gets late."""
 
 _log = structlog.get_logger()
@@ -68,8 +68,8 @@ class Hurting:
         """End the round, if there is one: what was delayed comes, and everybody becomes whole."""
         if not self._begun:
             return
-        self.release()
         exchange = self._exchange
+        self._server.release()  # the exchange's clock stands now: whoever comes back is told the time of what he missed
         for fault in self._armed:
             exchange.faults.disarm(fault)
             victim = fault.victim
@@ -77,7 +77,6 @@ class Hurting:
                 # No frame came that could show the loss, and perhaps none will: the exchange says itself that there is one.
                 self._end_subscription(victim.connection, Hurt(victim.connection.client, "error_25", victim.channel))
         self._armed.clear()
-        exchange.away.clear()
         while missing := self._missing():
             if not self._patient:
                 return
@@ -95,11 +94,6 @@ class Hurting:
         settled_us = max(self._healed_us, self._exchange.begun_us) + self._settle_us
         patience = max(self._round.at, self._waits_since) + self._round.patience
         return not self._settle_us or min(self._exchange.newest_us.values()) >= settled_us or frame > patience
-
-    def release(self) -> None:
-        """End the delays."""
-        for connection in self._server.connections.values():
-            connection.release()
 
     def _begin(self, frame: int) -> None:
         for hurt in self._round.hurts:

@@ -62,6 +62,7 @@ class Connection(asyncio.Protocol):
         self.writable.set()
         self.delayed_bytes = 0
         self._held = False
+        self._handshake: tuple[bytes, str, dict[str, str]] | None = None  # of a client that is to stay away
         self._transport: asyncio.Transport
         self._websocket: ServerProtocol | None = None
         self._received = b""
@@ -122,6 +123,9 @@ class Connection(asyncio.Protocol):
         if refusal is not None:
             self._transport.write(self.server.response(*refusal, close=True))
             self._transport.close()
+            return
+        if self.server.key.key_ids.index(headers[signing.KEY.lower()]) + 1 in self.server.exchange.away:
+            self._handshake = head, target, headers
             return
         websocket = ServerProtocol(max_size=LARGEST_COMMAND)
         websocket.receive_data(head)
@@ -212,10 +216,13 @@ class Connection(asyncio.Protocol):
         self._held = True
 
     def release(self) -> None:
-        """Send what was held."""
+        """Send what was held; let in whoever waits for it."""
         self._held = False
         if not self._transport.is_closing():
             self.flush()
+            if self._handshake is not None:
+                handshake, self._handshake = self._handshake, None
+                self._upgrade(*handshake)
 
     def heartbeat(self) -> None:
         """Send the ping that the exchange sends every 10 seconds."""
@@ -309,10 +316,15 @@ class Server:
         for connection in list(self.connections.values()):
             connection.reset()
 
+    def release(self) -> None:
+        """Hold back nobody any more."""
+        self.exchange.away.clear()
+        for connection in list(self.sockets):
+            connection.release()
+
     async def read_by_all(self) -> None:
         """Wait until every client has read all that was sent so far; not for one that answers no ping."""
-        for connection in self.connections.values():
-            connection.release()
+        self.release()
         barriers = [connection.barrier() for connection in self.connections.values() if not connection.silent]
         if barriers:
             _, unanswered = await asyncio.wait(barriers, timeout=SLOW_SECONDS)
