@@ -25,6 +25,7 @@ NAME = "registry"
 MARKETS = 1_000_000
 CHANGES = 20_000
 _NO_FAMILIES = b'{"cursor":"","events":[],"series":[]}'
+_NO_MARKETS = b'{"cursor":"","markets":[]}'
 
 
 def run(addresses: Addresses) -> list[Row]:
@@ -87,14 +88,19 @@ async def _gather(announce: exchange.Announce, url: str, brokers: str) -> None:
 
 
 async def markets(announce: exchange.Announce, count: int) -> None:
-    """Serve REST's list of so many markets: answer each request with the page its cursor names."""
+    """Serve REST's list of so many markets: answer each request with the page its cursor names. None of them ever changes."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while request := await reader.readline():
             while (await reader.readline()).strip():
                 pass
             url = httpx.URL(request.split()[1].decode())
-            page = _page(int(url.params.get("cursor") or 0), count) if url.path.endswith("/markets") else _NO_FAMILIES
+            if not url.path.endswith("/markets"):
+                page = _NO_FAMILIES
+            elif "min_updated_ts" in url.params:
+                page = _NO_MARKETS
+            else:
+                page = _page(int(url.params.get("cursor") or 0), count)
             date = b"Date: Sat, 21 Nov 2026 10:00:00 GMT"
             writer.write(b"HTTP/1.1 200 OK\r\n%b\r\nContent-Length: %d\r\n\r\n%b" % (date, len(page), page))
             await writer.drain()

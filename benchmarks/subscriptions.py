@@ -41,7 +41,9 @@ async def _gather(announce: exchange.Announce, ws_url: str, rest_url: str, broke
             while not (gatherer.captured == wanted and gatherer.ready and counts["book_frames"] >= wanted):  # noqa: ASYNC110
                 await asyncio.sleep(0.2)
             took = clock.monotonic() - began
-            await asyncio.sleep(5)  # what is left to be acknowledged and saved
+            while desk.outbox.state != "direct" or desk.outbox.buffered:  # noqa: ASYNC110
+                await asyncio.sleep(0.2)
+            await asyncio.sleep(5)  # what is left to be saved
             cpu = time.process_time()
             await asyncio.sleep(IDLE_SECONDS)
             idle = (time.process_time() - cpu) / IDLE_SECONDS
