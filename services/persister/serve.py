@@ -12,6 +12,7 @@ from kalshibook_core.postgres import partitions, pool
 from kalshibook_core.runtime import clock, health, logs
 from services.persister.batch import Batch
 from services.persister.counters import Counters
+from services.persister.patience import Stopping, patiently
 from services.persister.settings import Settings
 from services.persister.store import RETRYABLE, Store, Superseded
 
@@ -19,14 +20,11 @@ TOPICS = (topics.BOOK, topics.TRADES, topics.TICKERS, topics.LIFECYCLE, topics.C
 GROUP = "kb-persister"
 
 _POLL_MS = 200
-_BACKOFF_SECONDS = (0.1, 5.0)
+_LONGEST_PAUSE = 5.0
+_AWAY = (*RETRYABLE, pool.DatabaseUnreachable)
 
 _log = structlog.get_logger()
 T = TypeVar("T")
-
-
-class Stopping(Exception):
-    """The process was told to stop while Postgres is away. What was read and not written is read again by the next one."""
 
 
 async def serve(settings: Settings, stop: asyncio.Event) -> None:
@@ -123,19 +121,12 @@ async def _make_ahead(store: Store, stop: asyncio.Event, counters: Counters) -> 
 
 async def _patiently(attempt: Callable[[], Awaitable[T]], stop: asyncio.Event, counters: Counters) -> T:
     """Return what `attempt` returns, again and again while Postgres is away. Raise Stopping if `stop` is set meanwhile."""
-    pause, longest = _BACKOFF_SECONDS
-    while True:
-        try:
-            done = await attempt()
-            counters.postgres = "up"
-            return done
-        except (*RETRYABLE, pool.DatabaseUnreachable) as error:
+
+    def tell(error: Exception | None) -> None:
+        counters.postgres = "up" if error is None else "away"
+        if error is not None:
             counters.retries += 1
-            counters.postgres = "away"
             if logs.once_a_minute("postgres_away"):
                 _log.warning("postgres_away", why=repr(error), then="reading waits; trying again")
-        try:
-            await asyncio.wait_for(stop.wait(), pause)
-            raise Stopping
-        except TimeoutError:
-            pause = min(longest, pause * 2)
+
+    return await patiently(attempt, stop, _AWAY, _LONGEST_PAUSE, tell)

@@ -17,6 +17,7 @@ from services.persister.archive import commit, files
 from services.persister.archive.counters import Counters
 from services.persister.archive.held import Held, Waiting, due
 from services.persister.archive.settings import Settings
+from services.persister.patience import Stopping, patiently
 
 TOPICS: Final = (topics.RAW, topics.BOOK, topics.TRADES, topics.TICKERS, topics.LIFECYCLE, topics.CHECKPOINTS)
 GROUP: Final = "kb-archive"
@@ -26,14 +27,10 @@ _POLL_RECORDS: Final = 20_000
 _IDLE_POLLS: Final = 4
 _LAST_SECONDS: Final = 25.0
 """For so long it goes on after it was told to stop, which is less than a drain may take; what is left then is left in Kafka."""
-_BACKOFF_SECONDS: Final = (0.1, 10.0)
+_LONGEST_PAUSE: Final = 10.0
 
 _log = structlog.get_logger()
 T = TypeVar("T")
-
-
-class Stopping(Exception):
-    """The process was told to stop while the storage is away. What was read and not written is read again by the next one."""
 
 
 async def serve(settings: Settings, stop: asyncio.Event) -> None:
@@ -162,20 +159,12 @@ class _Member:
 
     async def _patiently(self, attempt: Callable[[], Awaitable[T]]) -> T:
         """Return what `attempt` returns, again and again while the storage is away. Raise Stopping if told to stop meanwhile."""
-        pause, longest = _BACKOFF_SECONDS
-        while True:
-            try:
-                done = await attempt()
-                self._counters.store = "up"
-                return done
-            except OSError as error:
-                self._counters.retries += 1
-                self._counters.store = "away"
-                if logs.once_a_minute("storage_away"):
-                    place = str(self._settings.store)
-                    _log.warning("storage_away", where=place, why=str(error), then="reading waits; trying again")
-            try:
-                await asyncio.wait_for(self._stop.wait(), pause)
-                raise Stopping
-            except TimeoutError:
-                pause = min(longest, pause * 2)
+        return await patiently(attempt, self._stop, (OSError,), _LONGEST_PAUSE, self._tell)
+
+    def _tell(self, error: Exception | None) -> None:
+        self._counters.store = "up" if error is None else "away"
+        if error is not None:
+            self._counters.retries += 1
+            if logs.once_a_minute("storage_away"):
+                place = str(self._settings.store)
+                _log.warning("storage_away", where=place, why=str(error), then="reading waits; trying again")
