@@ -6,8 +6,8 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -33,6 +33,7 @@ FRAMES = 4000
 WINDOW = 7  # trades; few, so that what a restart reads of them is a tail
 WRITTEN = (topics.BOOK, topics.TRADES, topics.TICKERS, topics.LIFECYCLE)
 Streams = dict[tuple[str, int], list[object]]
+Process = subprocess.Popen[bytes]
 
 
 def life(seed: int) -> Iterator[RawFrame]:
@@ -101,7 +102,7 @@ async def written(cluster: Cluster) -> Streams:
 
 
 @contextmanager
-def deduplicator(cluster: Cluster, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+def deduplicator(cluster: Cluster, log: Path) -> Iterator[Process]:
     env = {
         **os.environ,  # noqa: TID251
         "KB_KAFKA_BROKERS": cluster.brokers,
@@ -124,7 +125,7 @@ def deduplicator(cluster: Cluster, log: Path) -> Iterator[subprocess.Popen[bytes
 class Progress:
     """How many canonical book events are committed, as a reader sees it."""
 
-    def __init__(self, consumer: Consumer, processes: list[subprocess.Popen[bytes]]) -> None:
+    def __init__(self, consumer: Consumer, processes: list[Process]) -> None:
         self._consumer = consumer
         self.processes = processes
         self.count = 0
@@ -136,17 +137,34 @@ class Progress:
                 self.count += sum(map(len, (await self._consumer.poll(timeout_ms=100)).values()))
 
 
+def book_events(streams: Streams) -> int:
+    return sum(len(events) for (name, _), events in streams.items() if name == topics.BOOK.name)
+
+
 async def expect(cluster: Cluster, expected: Streams, progress: Progress) -> None:
-    await progress.reach(sum(len(events) for (name, _), events in expected.items() if name == topics.BOOK.name))
+    await progress.reach(book_events(expected))
     async with asyncio.timeout(DEADLINE):
         while (shown := await written(cluster)) != expected:  # the last transactions of other topics may be under way
             assert all(events == expected[where][: len(events)] for where, events in shown.items())
 
 
+@asynccontextmanager
+async def joined(cluster: Cluster, logs: Path, alone: int, both: int) -> AsyncIterator[tuple[Process, Process, Progress]]:
+    """One process until so many events are there, then a second beside it: in the midst of the rebalance, or just after it."""
+    async with Consumer(cluster, [topics.BOOK]) as reader:
+        progress = Progress(reader, [])
+        with deduplicator(cluster, logs / "a") as a:
+            progress.processes = [a]
+            await progress.reach(alone)
+            with deduplicator(cluster, logs / "b") as b:
+                await progress.reach(both)
+                yield a, b, progress
+
+
 async def killed_at_random_points(cluster: Cluster, log: Path, expected: Streams, seed: int) -> None:
     """One process after another, each killed in mid-stream, the last stopped: together they write what is expected."""
     rng = random.Random(seed)
-    total = sum(len(events) for (name, _), events in expected.items() if name == topics.BOOK.name)
+    total = book_events(expected)
     async with Consumer(cluster, [topics.BOOK]) as reader:
         progress = Progress(reader, [])
         for part in range(1, 5):
@@ -186,17 +204,11 @@ async def test_three_gatherers_and_a_killed_deduplicator_make_the_true_stream(cl
 async def test_killed_while_another_joins_three_gatherers_make_the_same_stream(cluster: Cluster, tmp_path: Path) -> None:
     await publish(cluster, 8, hurt(8))
     expected = await quiet(cluster)
-    total = sum(len(events) for (name, _), events in expected.items() if name == topics.BOOK.name)
-    async with Consumer(cluster, [topics.BOOK]) as reader:
-        progress = Progress(reader, [])
-        with deduplicator(cluster, tmp_path / "a") as a:
-            progress.processes = [a]
-            await progress.reach(total // 4)
-            with deduplicator(cluster, tmp_path / "b") as b:
-                await progress.reach(total // 3)  # in the midst of the rebalance, or just after it
-                a.kill()
-                progress.processes = [b]
-                await expect(cluster, expected, progress)
+    total = book_events(expected)
+    async with joined(cluster, tmp_path, total // 4, total // 3) as (a, b, progress):
+        a.kill()
+        progress.processes = [b]
+        await expect(cluster, expected, progress)
 
 
 async def test_a_gatherer_that_lies_is_told_by_name(cluster: Cluster) -> None:
@@ -222,20 +234,14 @@ async def test_a_gatherer_that_lies_is_told_by_name(cluster: Cluster) -> None:
 async def test_a_second_process_joins_and_a_frozen_one_comes_back(cluster: Cluster, tmp_path: Path) -> None:
     await publish(cluster, seed=4)
     expected = await quiet(cluster)
-    total = sum(len(events) for (name, _), events in expected.items() if name == topics.BOOK.name)
-    async with Consumer(cluster, [topics.BOOK]) as reader:
-        progress = Progress(reader, [])
-        with deduplicator(cluster, tmp_path / "a") as a:
-            progress.processes = [a]
-            await progress.reach(total // 5)
-            with deduplicator(cluster, tmp_path / "b") as b:
-                await progress.reach(total // 3)
-                a.send_signal(signal.SIGSTOP)  # holds its state, and maybe a transaction, while b takes over
-                progress.processes = [b]
-                await progress.reach(total // 2)
-                a.send_signal(signal.SIGCONT)
-                progress.processes = [a, b]
-                await expect(cluster, expected, progress)
+    total = book_events(expected)
+    async with joined(cluster, tmp_path, total // 5, total // 3) as (a, b, progress):
+        a.send_signal(signal.SIGSTOP)  # holds its state, and maybe a transaction, while b takes over
+        progress.processes = [b]
+        await progress.reach(total // 2)
+        a.send_signal(signal.SIGCONT)
+        progress.processes = [a, b]
+        await expect(cluster, expected, progress)
 
 
 async def test_fenced_it_writes_nothing_more_and_begins_anew(cluster: Cluster, tmp_path: Path) -> None:
