@@ -4,13 +4,14 @@ Every query is bounded by a LIMIT and walks an index; a point-in-time book is on
 that was quiet the day before, plus one for each further `CHUNK` rows where checkpoints are missing.
 """
 
+from collections.abc import AsyncIterator
 from typing import Any, Final
 
 import asyncpg
 
 from kalshibook_core.postgres import runs
 from kalshibook_core.postgres.partitions import DAY_US
-from kalshibook_core.postgres.runs import Event
+from kalshibook_core.postgres.runs import Event, EventColumns
 from services.gateway.history.fold import CorruptHistory, State
 
 CHUNK: Final = 1_000
@@ -164,22 +165,54 @@ class Store:
         if from_us == 0:
             from_us = await self.first_recorded(market_id) or 0
         found: list[Event] = []
-        # Days are asked for a few at a time, then more: a query costs by the partitions it may have to look into.
-        at_once, days = limit // 16 + 2, 2
-        while True:
-            until = min(to_us, from_us - from_us % DAY_US + days * DAY_US)
-            rows = await self._pool.fetch(_EVENTS, market_id, from_us, until, after_version, at_once, timeout=TIMEOUT)
+        async for rows in self._rows(market_id, from_us, to_us, after_version, limit // 16 + 2):
             try:
                 events = [Event._make(event) for row in rows for event in runs.unpack(*row)]
             except runs.DamagedRow as error:
                 raise CorruptHistory(str(error)) from error
             found += (event for event in events if event.version > after_version and from_us <= event.effective_us < to_us)
-            if len(found) >= limit or (until == to_us and len(rows) < at_once):
-                return found[:limit]
-            if len(rows) < at_once:
-                from_us, days = until, days * 8
+            if len(found) >= limit:
+                break
+        return found[:limit]
+
+    async def scan(self, market_id: int, from_us: int, to_us: int) -> tuple[State | None, AsyncIterator[EventColumns]]:
+        """Return the book at from_us as `book_at` does, and an iterator of the events after it with effective_us <= to_us.
+
+        The events come in order of version, as many at once as suits the storage, and begin with the version after the
+        state's, or with the market's first. Whether they fit the state and each other is for the reader to check
+        (`walk.Walk`). Raise CorruptHistory, the iterator too, for what cannot be read.
+        """
+        state = await self.book_at(market_id, from_us)
+        return state, self._scan(market_id, state, to_us)
+
+    async def _scan(self, market_id: int, state: State | None, to_us: int) -> AsyncIterator[EventColumns]:
+        version = 0 if state is None else state.version
+        since = (await self.first_recorded(market_id) or 0) if state is None else state.effective_us
+        async for rows in self._rows(market_id, since, to_us + 1, version, CHUNK):
+            try:
+                events = runs.unpack_columns(rows)
+            except runs.DamagedRow as error:
+                raise CorruptHistory(str(error)) from error
+            first, end = int(events.version.searchsorted(version + 1)), int(events.effective_us.searchsorted(to_us, "right"))
+            if first < end:
+                yield events.cut(first, end)
+
+    async def _rows(self, market_id: int, from_us: int, to_us: int, after_version: int, at_once: int) -> AsyncIterator[list[Any]]:
+        """Yield the rows in which events lie with from_us <= effective_us < to_us and version > after_version, in order."""
+        # Days are asked for a few at a time, then more: a query costs by the partitions it may have to look into.
+        days = 2
+        while True:
+            until = min(to_us, from_us - from_us % DAY_US + days * DAY_US)
+            rows = await self._pool.fetch(_EVENTS, market_id, from_us, until, after_version, at_once, timeout=TIMEOUT)
+            if rows:
+                yield rows
+            if len(rows) == at_once:
+                from_us, after_version = max(from_us, rows[-1]["effective_us"]), rows[-1]["version"] + rows[-1]["events"] - 1
+                at_once = min(at_once * 4, CHUNK)
+            elif until == to_us:
+                return
             else:
-                after_version, at_once = events[-1].version, min(at_once * 4, CHUNK)
+                from_us, days = until, days * 8
 
     async def gaps_between(self, market_id: int, from_us: int, to_us: int) -> list[tuple[int, int | None, str, int]]:
         """Return (start, end, cause, version that opened it) of the book gaps that touch [from_us, to_us]."""

@@ -67,6 +67,19 @@ def test_what_goes_in_comes_out_whether_or_not_it_is_right(steps):
         assert len({event[1] // DAY for event in found}) == 1
         out[row.market_id] += found
     assert out == {IDS[ticker]: [told(e) for e in events if e.market_ticker == ticker] for ticker in IDS}
+    for market_id, found in out.items():
+        of_it = [row for row in rows if row.market_id == market_id]
+        if of_it:
+            assert in_rows(runs.unpack_columns(of_it)) == [(*event[:2], 0, *event[3:]) for event in found]
+
+
+def in_rows(columns: runs.EventColumns) -> list[tuple]:
+    """Return columns as the values of `runs.Event`, but exchange_us, which they lack."""
+    snapshots = iter(columns.levels)
+    return [
+        (version, us, 0, recv, kind, *rest, next(snapshots) if kind == runs.SNAPSHOT else b"")
+        for version, us, recv, kind, *rest in zip(*(column.tolist() for column in columns[:-1]), strict=True)
+    ]
 
 
 def test_a_quiet_run_is_one_row_and_small():
@@ -92,6 +105,11 @@ def test_a_snapshot_and_a_gap_are_rows_of_their_own(yes, no, checksum):
     assert runs.unpack(*runs.pack_snapshot(7, snapshot)) == [(3, AT, 0, AT + 5, runs.SNAPSHOT, 0, 0, 0, checksum, body)]
     gap = Gap("KXA", 4, AT, BOOK, AT - 9, None, "disconnect", AT + 5, checksum, "g1", 0, 1, 0)
     assert runs.unpack(*runs.pack_gap(7, gap)) == [(4, AT, 0, AT + 5, runs.GAP, 0, 0, 0, checksum, b"")]
+    rows = [runs.pack_snapshot(7, snapshot), runs.pack_gap(7, gap)] * 2
+    events = runs.unpack_columns(rows)
+    assert in_rows(events) == [event for row in rows for event in runs.unpack(*row)]
+    for first, end in ((0, 1), (1, 3), (2, 4), (3, 3)):
+        assert in_rows(events.cut(first, end)) == in_rows(events)[first:end]
 
 
 @given(st.lists(STEPS, min_size=1, max_size=20), st.data())
@@ -115,6 +133,8 @@ def test_a_flipped_bit_a_cut_and_another_key_are_told(steps, data):
     ):
         with pytest.raises(runs.DamagedRow, match=f"version {wrong.version}"):
             runs.unpack(*wrong)
+        with pytest.raises(runs.DamagedRow):
+            runs.unpack_columns([row, wrong])
 
 
 @given(st.integers(-1, 70), st.integers(0, 4), st.binary(max_size=60))
