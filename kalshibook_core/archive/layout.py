@@ -4,14 +4,20 @@
     book/day=2026-11-21/series=KXGOLD15M/{file}.parquet                           by the exchange's day; so trades, tickers, …
                                         {file}.json                               the manifest beside it
     commits/{topic}/{partition}/{first}-{next}-{first day}-{last day}-{life}.json
+    repacks/{topic}/{partition}/{day}-{first}-{next}-{life}.json    and .swept, once what it stands for is deleted
     log.json                                                                      whose offsets these are
     quarantine/…                                                                  what was found damaged, under its old path
 
 A file is named by its partition, the offsets of its commit and the life of the process that wrote it, so no two writers ever
 write one name. Days in a commit's name are counted from 1970-01-01: a reader of one day opens no other commit.
+
+A repack says "these files hold the rows of this day that the records of offsets [first, next) of this partition made", and for
+that day stands for all commits of these offsets; the commits stay, as what is known of the offsets. No chain has a commit that
+reaches over the end of a repack, so a row is never in both and never in none.
 """
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterable
 from datetime import date, timedelta
 from functools import lru_cache
@@ -20,11 +26,13 @@ from typing import Final, NamedTuple
 from urllib.parse import quote
 
 DAY_US: Final = 86_400_000_000
-COMMITS, QUARANTINE, LOG, ROWS, MANIFEST = "commits", "quarantine", "log.json", ".parquet", ".json"
+COMMITS, REPACKS, QUARANTINE, LOG = "commits", "repacks", "quarantine", "log.json"
+ROWS, MANIFEST, SWEPT = ".parquet", ".json", ".swept"
 
 _EPOCH: Final = date(1970, 1, 1)
 _LAST_DAY: Final = (date.max - _EPOCH).days
 _NAME: Final = re.compile(r"commits/([^/]+)/(\d+)/(\d{20})-(\d{20})-(\d+)-(\d+)-([0-9a-z]+)\.json")
+_REPACK: Final = re.compile(r"repacks/([^/]+)/(\d+)/(\d{6})-(\d{20})-(\d{20})-([0-9a-z]+)\.json")
 _LONGEST: Final = 120  # bytes of a folder's name; file systems take 255, S3 1,024 of the whole key
 
 
@@ -49,9 +57,53 @@ class Commit(NamedTuple):
 
     def file(self, table: str, channel: str, day: int, series: str) -> str:
         """Return the path of one of its files, without an ending."""
-        by_channel = f"/channel={channel}" if channel else ""
-        name = f"{self.partition}-{self.first:020}-{self.next:020}-{self.life}"
-        return f"{table}{by_channel}/day={day_name(day)}/series={series}/{name}"
+        return _file(self, table, channel, day, series)
+
+
+class Repack(NamedTuple):
+    """The rows of one day that the records of offsets [first, next) of a topic's partition made, put together anew."""
+
+    topic: str
+    partition: int
+    day: int  # counted from 1970-01-01
+    first: int
+    next: int
+    life: str
+
+    @property
+    def path(self) -> str:
+        """Return where it lies."""
+        return f"{REPACKS}/{self.topic}/{self.partition}/{self.day:06}-{self.first:020}-{self.next:020}-{self.life}.json"
+
+    @property
+    def swept(self) -> str:
+        """Return the path of the object that says: the files it stands for are deleted."""
+        return self.path.removesuffix(MANIFEST) + SWEPT
+
+    def file(self, table: str, channel: str, series: str) -> str:
+        """Return the path of one of its files, without an ending."""
+        return _file(self, table, channel, self.day, series)
+
+
+def _file(of: Commit | Repack, table: str, channel: str, day: int, series: str) -> str:
+    by_channel = f"/channel={channel}" if channel else ""
+    name = f"{of.partition}-{of.first:020}-{of.next:020}-{of.life}"
+    return f"{table}{by_channel}/day={day_name(day)}/series={series}/{name}"
+
+
+def repack_of(path: str) -> Repack | None:
+    """Return the repack that lies there, None if it is none."""
+    found = _REPACK.fullmatch(path)
+    if found is None:
+        return None
+    topic, partition, day, first, after, life = found.groups()
+    repack = Repack(topic, int(partition), int(day), int(first), int(after), life)
+    return repack if repack.first < repack.next and repack.path == path else None
+
+
+def in_force(repacks: Iterable[Repack]) -> dict[int, Repack]:
+    """Return the repack of each day that readers go by: the one that reaches furthest."""
+    return {each.day: each for each in sorted(repacks, key=lambda each: (each.next, each.life))}
 
 
 def commit_of(path: str) -> Commit | None:
@@ -76,11 +128,17 @@ class Chain(NamedTuple):
         return self.commits[-1].next if self.commits else 0
 
 
-def chain(commits: Iterable[Commit]) -> Chain:
-    """Return the chain of a partition's commits: of those that begin at one offset, the one from which most can be reached."""
+def chain(commits: Iterable[Commit], ends: Iterable[int] = ()) -> Chain:
+    """Return the chain of a partition's commits: of those that begin at one offset, the one from which most can be reached.
+
+    `ends` are those of the partition's repacks; a commit that reaches over one is another writer's, and of no chain.
+    """
     by_first: dict[int, list[Commit]] = {}
+    known = sorted(ends)
     for commit in commits:
-        by_first.setdefault(commit.first, []).append(commit)
+        following = bisect_right(known, commit.first)
+        if following == len(known) or known[following] >= commit.next:
+            by_first.setdefault(commit.first, []).append(commit)
     best: dict[int, tuple[int, Commit]] = {}
     for first in sorted(by_first, reverse=True):
         best[first] = max((best[each.next][0] if each.next in best else each.next, each) for each in by_first[first])

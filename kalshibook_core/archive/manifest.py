@@ -15,6 +15,9 @@ A file's manifest:
 
 A commit's: topic, partition, first, next, rows, and `files`: path, table, channel, day, series, rows, bytes, sha256, and
 manifest_sha256 of each. It is sealed with a digest of its own, so each byte of an archive is vouched for by a commit.
+
+A repack's: topic, partition, day, first, next, made_us, `files` as a commit's, and `replaced`: the files that they stand for, in
+the same words. Sealed like a commit.
 """
 
 from collections.abc import Sequence
@@ -23,8 +26,8 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 
-from kalshibook_core.archive.layout import Commit, day_name
-from kalshibook_core.archive.tables import FORMAT, Row, Table
+from kalshibook_core.archive.layout import Commit, Repack, day_name
+from kalshibook_core.archive.tables import Row, Table
 from kalshibook_core.orderbook.checksum import to_hex
 from kalshibook_core.wire.events import BookDelta, BookSnapshot, Gap
 
@@ -46,6 +49,14 @@ class Entry(NamedTuple):
     manifest_sha256: str
 
 
+class Repacked(NamedTuple):
+    """What a repack says."""
+
+    made_us: int
+    files: list[Entry]
+    replaced: list[Entry]
+
+
 class Broken(ValueError):
     """A manifest or a commit is not what its writer wrote."""
 
@@ -55,14 +66,16 @@ def digest(content: bytes) -> str:
     return sha256(content).hexdigest()
 
 
-def describe(commit: Commit, path: str, table: Table, where: tuple[str, int, str], rows: Sequence[Row], content: bytes) -> Json:
+def describe(
+    commit: Commit | Repack, path: str, table: Table, where: tuple[str, int, str], rows: Sequence[Row], content: bytes
+) -> Json:
     """Return the manifest of a file of `rows`, written as `content`; `where` is its (channel, day, series)."""
     channel, day, series = where
     markets: dict[str, Json] = {}
     for _, event in rows:
         _tell(markets, table, event)
     return {
-        "format": FORMAT,
+        "format": table.format,
         "path": path,
         "table": table.name,
         "channel": channel,
@@ -132,18 +145,40 @@ def load(content: bytes, entry: Entry) -> Json:
 
 def seal(commit: Commit, entries: Sequence[Entry]) -> bytes:
     """Return a commit's content."""
-    content = commit._asdict() | {"rows": sum(entry.rows for entry in entries), "files": [entry._asdict() for entry in entries]}
-    body = orjson.dumps(content)
-    return b'{"sha256":"%b","commit":%b}\n' % (digest(body).encode(), body)
+    return _seal("commit", commit, {"rows": sum(entry.rows for entry in entries), "files": _dicts(entries)})
+
+
+def seal_repack(repack: Repack, told: Repacked) -> bytes:
+    """Return a repack's content."""
+    files, replaced = _dicts(told.files), _dicts(told.replaced)
+    return _seal("repack", repack, {"made_us": told.made_us, "files": files, "replaced": replaced})
 
 
 def unseal(content: bytes, commit: Commit) -> list[Entry]:
     """Return the files a commit names. Raises Broken unless it is whole and the one its name says."""
-    head, _, body = content.partition(b',"commit":')
+    return [Entry(**file) for file in _unseal("commit", content, commit)["files"]]
+
+
+def unseal_repack(content: bytes, repack: Repack) -> Repacked:
+    """Return what a repack says. Raises Broken unless it is whole and the one its name says."""
+    told = _unseal("repack", content, repack)
+    return Repacked(told["made_us"], *([Entry(**file) for file in told[name]] for name in ("files", "replaced")))
+
+
+def _seal(kind: str, of: Commit | Repack, more: Json) -> bytes:
+    body = orjson.dumps(of._asdict() | more)
+    return b'{"sha256":"%b","%b":%b}\n' % (digest(body).encode(), kind.encode(), body)
+
+
+def _unseal(kind: str, content: bytes, of: Commit | Repack) -> Json:
+    head, _, body = content.partition(b',"%b":' % kind.encode())
     if not body or head != b'{"sha256":"%b"' % digest(body[:-2]).encode() or body[-2:] != b"}\n":
-        raise Broken("the commit is not what was written")
-    told = orjson.loads(body[:-2])
-    files = told.pop("files")
-    if Commit(**{name: told[name] for name in Commit._fields}) != commit:
-        raise Broken("the commit is not the one its name says")
-    return [Entry(**file) for file in files]
+        raise Broken(f"the {kind} is not what was written")
+    told: Json = orjson.loads(body[:-2])
+    if any(told[name] != field for name, field in of._asdict().items()):
+        raise Broken(f"the {kind} is not the one its name says")
+    return told
+
+
+def _dicts(entries: Sequence[Entry]) -> list[Json]:
+    return [entry._asdict() for entry in entries]

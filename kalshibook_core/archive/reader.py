@@ -1,21 +1,26 @@
 """Reads an archive, and believes nothing in it: a commit's own digest, then by it a manifest's and a file's, then its rows.
 
+`held` tells by names alone what there is of a topic; `effective` the files that hold its rows, each row once, whatever was
+repacked or written twice: the one way for all readers from (topic, days, series) to files.
+
 What does not agree raises Damaged, which names the object and why; nothing of a damaged file is ever returned. `quarantine` moves
 it out of the way of other programs that read the folder. Every call blocks: call from a thread.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final, NamedTuple
 
 import orjson
 
 from kalshibook_core.archive import layout, manifest, tables
-from kalshibook_core.archive.layout import Chain, Commit
-from kalshibook_core.archive.manifest import Entry
+from kalshibook_core.archive.layout import Chain, Commit, Repack
+from kalshibook_core.archive.manifest import Entry, Repacked
 from kalshibook_core.archive.store import Store
 from kalshibook_core.archive.tables import Row
 
 _END_US: Final = 1 << 63
+_FEW: Final = 400
+"""Days that are looked at one by one; a commit of more has a record of a clock that was nowhere near."""
 
 
 class Damaged(Exception):
@@ -32,6 +37,12 @@ class Held(NamedTuple):
     topic: str
     partition: int
     chain: Chain
+    repacks: Mapping[int, Repack]  # in force, by day
+
+    def supersedes(self, day: int, commit: Commit) -> bool:
+        """Tell whether a repack stands for what the commit has of a day."""
+        repack = self.repacks.get(day)
+        return repack is not None and commit.first < repack.next
 
 
 class Archive:
@@ -43,17 +54,58 @@ class Archive:
 
     def held(self, topic: str) -> list[Held]:
         """Return what there is of a topic, partition by partition."""
+        return self._held(topic, topic)
+
+    def held_of(self, topic: str, partition: int) -> Held:
+        """Return what there is of one partition of a topic."""
+        found = self._held(topic, f"{topic}/{partition}")
+        return found[0] if found else Held(topic, partition, layout.chain(()), {})
+
+    def _held(self, topic: str, folder: str) -> list[Held]:
+        # Repacks first: a repack that is made meanwhile is of commits that are there already.
+        repacks: dict[int, list[Repack]] = {}
+        for path, _ in self._store.listed(f"{layout.REPACKS}/{folder}"):
+            if (repack := layout.repack_of(path)) is not None:
+                repacks.setdefault(repack.partition, []).append(repack)
         found: dict[int, list[Commit]] = {}
-        for path, _ in self._store.listed(f"{layout.COMMITS}/{topic}"):
-            commit = layout.commit_of(path)
-            if commit is not None:
+        for path, _ in self._store.listed(f"{layout.COMMITS}/{folder}"):
+            if (commit := layout.commit_of(path)) is not None:
                 found.setdefault(commit.partition, []).append(commit)
-        return [Held(topic, number, layout.chain(commits)) for number, commits in sorted(found.items())]
+        held = []
+        for number in sorted(found.keys() | repacks.keys()):
+            made = repacks.get(number, ())
+            chain = layout.chain(found.get(number, ()), (repack.next for repack in made))
+            held.append(Held(topic, number, chain, layout.in_force(made)))
+        return held
 
     def next_offset(self, topic: str, partition: int) -> int | None:
         """Return the offset after the last one held, None if none is."""
-        commits = (layout.commit_of(path) for path, _ in self._store.listed(f"{layout.COMMITS}/{topic}/{partition}"))
-        return layout.chain(commit for commit in commits if commit is not None).next or None
+        return self.held_of(topic, partition).chain.next or None
+
+    def effective(self, held: Held, days: range, series: str | None = None) -> list[Entry]:
+        """Return the files that hold the rows of these days (of a series' folder), each row once. Raises Damaged.
+
+        Day by day; a day's in the order of their records, a repacked file first, in which they stand market by market.
+        """
+        found: list[Entry] = []
+        for day, repack in held.repacks.items():
+            if day in days:
+                found += self.repacked(repack).files
+        for commit in held.chain.commits:
+            its = range(max(commit.first_day, days.start), min(commit.last_day + 1, days.stop))
+            if its and (len(its) > _FEW or not all(held.supersedes(day, commit) for day in its)):
+                found += (each for each in self.files(commit) if each.day in its and not held.supersedes(each.day, commit))
+        found.sort(key=lambda entry: entry.day)
+        return [entry for entry in found if series in (None, entry.series)]
+
+    def repacked(self, repack: Repack) -> Repacked:
+        """Return what a repack says. Raises Damaged."""
+        try:
+            return manifest.unseal_repack(self._store.get(repack.path), repack)
+        except FileNotFoundError:
+            raise Damaged(repack.path, "missing") from None
+        except (manifest.Broken, KeyError, TypeError, ValueError) as error:
+            raise Damaged(repack.path, str(error)) from error
 
     def files(self, commit: Commit) -> list[Entry]:
         """Return the files of a commit. Raises Damaged."""
@@ -61,7 +113,7 @@ class Archive:
             return manifest.unseal(self._store.get(commit.path), commit)
         except FileNotFoundError:
             raise Damaged(commit.path, "missing") from None
-        except (manifest.Broken, KeyError, TypeError) as error:
+        except (manifest.Broken, KeyError, TypeError, ValueError) as error:
             raise Damaged(commit.path, str(error)) from error
 
     def manifest(self, entry: Entry) -> manifest.Json:
@@ -86,20 +138,17 @@ class Archive:
             raise Damaged(entry.path, "its content is not what was written")
         return content
 
-    def rows(self, entry: Entry, overlaps: Callable[[int, int], bool] | None = None) -> Iterator[Row]:
-        """Yield the rows of a file in the order of their records. Raises Damaged before the first if anything is wrong with it.
+    def rows(self, entry: Entry, overlaps: Callable[[int, int], bool] | None = None, ticker: str | None = None) -> Iterator[Row]:
+        """Yield the rows of a file as they stand in it. Raises Damaged before the first if anything is wrong with it.
 
-        With `overlaps` only those of row groups whose first and last instant it wants.
+        With `overlaps` only those of row groups whose first and last instant it wants; with `ticker` only that market's.
         """
         content, table = self.content(entry), tables.BY_NAME[entry.table]
-        if overlaps is not None:
-            yield from table.read(content, overlaps)
-            return
         try:
-            rows = list(table.read(content))
+            rows = list(table.read(content, overlaps or (lambda first, last: True), ticker))
         except ValueError as error:
             raise Damaged(entry.path, str(error)) from error
-        if len(rows) != entry.rows:
+        if overlaps is None and ticker is None and len(rows) != entry.rows:
             raise Damaged(entry.path, f"{len(rows):,} rows instead of {entry.rows:,}")
         yield from rows
 
@@ -115,15 +164,12 @@ class Archive:
             if held.chain.holes:
                 first, after = held.chain.holes[0]
                 raise Damaged(f"{layout.COMMITS}/{topic}/{held.partition}", f"no commit holds the offsets {first} to {after}")
-            for commit in held.chain.commits:
-                if commit.first_day >= days.stop or commit.last_day < days.start:
+            for entry in self.effective(held, days, series):
+                if ticker not in self.manifest(entry)["markets"]:
                     continue
-                for entry in sorted(self.files(commit), key=lambda entry: entry.day):
-                    if entry.series != series or entry.day not in days or ticker not in self.manifest(entry)["markets"]:
-                        continue
-                    for row in self.rows(entry, lambda first, last: first < to_us and last >= from_us):
-                        if row[1].market_ticker == ticker and from_us <= table.instant(row[1]) < to_us:
-                            yield row
+                for row in self.rows(entry, lambda first, last: first < to_us and last >= from_us, ticker):
+                    if from_us <= table.instant(row[1]) < to_us:
+                        yield row
 
     def listed(self, folder: str) -> Iterator[tuple[str, int]]:
         """Yield the path and size of every object below a folder, whether anything names it or not."""

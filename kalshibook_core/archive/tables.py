@@ -13,14 +13,21 @@ What the row before already tells is not written again, which is most of what ei
 A delta is `size` where `added`, else -size; and in the raw table clock_ahead_us is clock_us - recv_us. Any row that a rule does
 not give exactly is written out, so the rules lose nothing, whatever the events say. Sorting by market would make these three
 cheap as well, but the times dearer: measured.
+
+A finished day is written a second time for who reads one market: format 2, canonical rows by market and, within it, in the order
+of their records, in row groups whose statistics say the markets. What the order costs is taken back: the book table then has
+
+    late_us              recv_us - effective_us
+    contracts, hundredths  size, divided by 100, and what is left over
 """
 
 import io
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from kalshibook_core.orderbook import level_weight
@@ -40,8 +47,7 @@ from kalshibook_core.wire.events import (
 )
 
 FORMAT: Final = "1"
-ROW_GROUP: Final = 65_536
-"""Rows that are read together; each group can be read without the one before it."""
+REPACKED: Final = "2"
 
 UNREADABLE: Final = "UNREADABLE"
 """Kind of a raw row whose record was no RawFrame under its own key: its payload is the whole Kafka value."""
@@ -67,18 +73,21 @@ class Table:
     coded: tuple[str, ...]  # columns of few values
     split: tuple[str, ...] = ()  # columns of small numbers in no order
     zstd_level: int = 15
+    format: str = FORMAT
+    row_group: int = 65_536
+    """Rows that are read together; each group can be read without the one before it."""
 
     def write(self, rows: Sequence[Row], about: dict[str, str]) -> bytes:
         """Return the rows as a Parquet file that says `about` itself."""
-        listed = [row for first in range(0, len(rows), ROW_GROUP) for row in self.rows(rows[first : first + ROW_GROUP])]
+        listed = [row for first in range(0, len(rows), self.row_group) for row in self.rows(rows[first : first + self.row_group])]
         fields = list(self.columns.items())
         columns = [pa.array(column, kind) for (_, kind), column in zip(fields, zip(*listed, strict=True), strict=True)]
-        schema = pa.schema(fields, metadata={"kalshibook.format": FORMAT, "kalshibook.table": self.name} | about)
+        schema = pa.schema(fields, metadata={"kalshibook.format": self.format, "kalshibook.table": self.name} | about)
         out = io.BytesIO()
         pq.write_table(
             pa.Table.from_arrays(columns, schema=schema),
             out,
-            row_group_size=ROW_GROUP,
+            row_group_size=self.row_group,
             compression="zstd",
             compression_level=self.zstd_level,
             use_dictionary=list(self.coded),
@@ -94,21 +103,37 @@ class Table:
         )
         return out.getvalue()
 
-    def read(self, content: bytes, overlaps: Callable[[int, int], bool] = lambda first, last: True) -> Iterator[Row]:
-        """Yield the rows of those row groups whose instants, from first to last, `overlaps` wants.
+    def read(
+        self,
+        content: bytes,
+        overlaps: Callable[[int, int], bool] = lambda first, last: True,
+        ticker: str | None = None,
+    ) -> Iterator[Row]:
+        """Yield the rows of those row groups whose instants, from first to last, `overlaps` wants; with `ticker`, its rows alone.
 
-        Raises ValueError where the content is no such file.
+        Reads every format. Raises ValueError where the content is no such file.
         """
         try:
             file = pq.ParquetFile(io.BytesIO(content))
-            where = file.schema_arrow.names.index(self.clock)
+            names = file.schema_arrow.names
+            table = next(each for each in FORMATS.values() if each.name == self.name and list(each.columns) == names)
             for number in range(file.num_row_groups):
-                told = file.metadata.row_group(number).column(where).statistics
-                if told is None or not told.has_min_max or overlaps(told.min, told.max):
-                    group = file.read_row_group(number, columns=list(self.columns))
-                    yield from self.events([column.to_pylist() for column in group.columns])
-        except (pa.ArrowException, OSError, KeyError) as error:
+                group = file.metadata.row_group(number)
+                if not _within(group, names.index(table.clock), overlaps) or not _within(
+                    group, names.index("market_ticker"), lambda low, high: ticker is None or low <= ticker <= high
+                ):
+                    continue
+                read = file.read_row_group(number, columns=names)
+                if ticker is not None:
+                    read = read.filter(pc.equal(read.column("market_ticker"), ticker))
+                yield from table.events([column.to_pylist() for column in read.columns])
+        except (pa.ArrowException, OSError, KeyError, StopIteration) as error:
             raise ValueError(f"no {self.name} table: {error}") from error
+
+
+def _within(group: Any, column: int, overlaps: Callable[[Any, Any], bool]) -> bool:
+    told = group.column(column).statistics
+    return told is None or not told.has_min_max or overlaps(told.min, told.max)
 
 
 def bare(event: Any) -> Any:
@@ -201,6 +226,22 @@ def _book_events(columns: list[list[Any]]) -> Iterator[Row]:
             )
         last[ticker] = (version, checksum)
         yield raw_offset, event
+
+
+def _repacked_book_rows(rows: Sequence[Row]) -> list[Any]:
+    made: list[Any] = []
+    for row in _book_rows(rows):
+        effective_us, recv_us, size = row[3], row[5], row[9]
+        sizes = (None, None) if size is None else divmod(size, 100)
+        made.append((*row[:5], to_signed((recv_us - effective_us) & MASK), *row[6:9], *sizes, *row[10:]))
+    return made
+
+
+def _repacked_book_events(columns: list[list[Any]]) -> Iterator[Row]:
+    effective, late, contracts, hundredths = columns[3], columns[5], columns[9], columns[10]
+    received = [to_signed((at + after) & MASK) for at, after in zip(effective, late, strict=True)]
+    sizes = [None if whole is None else whole * 100 + rest for whole, rest in zip(contracts, hundredths, strict=True)]
+    return _book_events([*columns[:5], received, *columns[6:9], sizes, *columns[11:]])
 
 
 def _trade_rows(rows: Sequence[Row]) -> list[Any]:
@@ -318,6 +359,23 @@ BY_TOPIC: Final = {
     "kalshi.checkpoints.v1": CHECKPOINTED,
 }
 BY_NAME: Final = {table.name: table for table in BY_TOPIC.values()}
+
+
+def _repacked(table: Table) -> Table:
+    table = replace(table, format=REPACKED, row_group=16_384, zstd_level=19)
+    if table.name != BOOKS.name:
+        return table
+    columns: dict[str, Any] = {}
+    for name, kind in table.columns.items():
+        columns |= {"recv_us": {"late_us": kind}, "size": {"contracts": kind, "hundredths": kind}}.get(name, {name: kind})
+    split = ("late_us", "contracts", "hundredths")
+    return replace(table, columns=columns, rows=_repacked_book_rows, events=_repacked_book_events, split=split)
+
+
+FORMATS: Final = {(each.name, each.format): each for table in BY_NAME.values() for each in (table, _repacked(table))}
+"""Each table by (name, format)."""
+
+
 KINDS: Final = {
     RAW.name: (RawFrame,),
     BOOKS.name: (BookDelta, BookSnapshot, Gap),

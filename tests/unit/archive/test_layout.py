@@ -70,3 +70,17 @@ def test_a_hole_is_told_and_gone_over() -> None:
     assert taken.holes == ((10, 12),)
     assert [each.first for each in taken.commits] == [0, 12, 20]
     assert chain([]).next == 0
+
+
+def test_a_repack_is_found_again_by_its_name() -> None:
+    named = layout.Repack("kalshi.book.v1", 11, 20_100, 0, 10**18, "r0a9f")
+    assert layout.repack_of(named.path) == named
+    assert layout.repack_of(named.swept) is None
+    assert layout.in_force([named, named._replace(next=10**19), named._replace(day=1)])[20_100].next == 10**19
+
+
+def test_no_commit_reaches_over_the_end_of_a_repack() -> None:
+    heirs = [commit(0, 10), commit(10, 20), commit(20, 30)]
+    zombies = [commit(10, 25, "z"), commit(25, 90, "z")]
+    assert chain(heirs + zombies).next == 90
+    assert chain(heirs + zombies, [20]).commits == tuple(heirs)  # the rows to 20 stand in the repack, once
