@@ -92,7 +92,7 @@ METRICS: Final[Mapping[str, str]] = {
     "kb_deduplicator_savepoints_total": "Savepoints written.",
     "kb_deduplicator_waiting_markets": "Markets with a source whose place in the log is not known.",
     "kb_deduplicator_trade_repeats_total": "Trade frames whose trade_id was seen.",
-    "kb_deduplicator_lifecycle_repeats_total": "Lifecycle frames and market objects that repeat the last one.",
+    "kb_deduplicator_lifecycle_repeats_total": "Lifecycle frames and definitions that were told already.",
     "kb_deduplicator_unparsable_total": "Frames whose content could not be read: kept in the raw topic.",
     "kb_deduplicator_off_grid_total": "Book frames with a price off their market's grid: applied.",
     "kb_deduplicator_unknown_types_total": "Frames of a message type we do not know.",

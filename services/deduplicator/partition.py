@@ -60,7 +60,9 @@ class Market:
         """Make a market nothing is known of."""
         self.book = MarketLog(ticker, tally, lives, limits, tell)
         self.trades = TradeLog(ticker, tally, lives)
-        self.lifecycle = definitions.Sequence()
+        self.lifecycle = definitions.Occurrences(
+            definitions.REMEMBERED_OF_ALL if ticker.startswith("@") else definitions.REMEMBERED
+        )
         self.rest = definitions.Sequence()
         self.ticker_us = 0  # the exchange time of the last ticker,
         self.tickers: list[messages.Ticker] = []  # and those that have it
@@ -324,7 +326,7 @@ class Partition:
         except messages.UnparsableFrame as error:
             return self._unreadable("unparsable_lifecycle", raw, error)
         market, body = self.market(raw.market_ticker), messages.content(raw.payload, message)
-        if not market.lifecycle.new(raw.gatherer, body, raw.clock_us):
+        if not market.lifecycle.new(raw, body):
             self.tally["lifecycle_repeats"] += 1
             return []
         return self._defined(raw, offset, told.event_type, body, told.msg)

@@ -344,11 +344,12 @@ def test_a_gap_in_trades_ends_with_the_market() -> None:
     ]
 
 
-def test_lifecycle_is_unique_by_content_and_keeps_what_happens_again() -> None:
+def test_a_definition_is_told_when_it_changed_and_a_lifecycle_frame_each_time() -> None:
     g = Source()
     off = {"event_type": "deactivated", "is_deactivated": True}
     on = {"event_type": "activated", "is_deactivated": False}
-    raws = [g.lifecycle(i, **body) for i, body in enumerate((off, off, on, off))]
+    raws = [g.lifecycle(i, **body) for i, body in enumerate((off, on, off))]
+    raws += [raws[1]]
     raws += [g.rest(9, status="active"), g.rest(10, status="active"), g.rest(11, status="inactive"), g.rest(12, status="active")]
     partition = Partition()
     events = receive(*raws, partition=partition)
