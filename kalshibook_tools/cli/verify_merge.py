@@ -8,7 +8,8 @@ import click
 from kalshibook_tools.cli.command import fail
 
 _ROUND = 50_000
-_YEAR_US = 365 * 86_400_000_000  # a recording may pause for longer than a gatherer may be behind
+_QUIET = {"tickers": 60, "pace": 5}  # every other round has markets that are quiet for minutes
+_YEAR_US = 365 * 86_400_000_000  # with pauses, a gatherer that lags by some thousand records lags by hours
 _ROWS = (
     ("events", "book events that truly happened"),
     ("records", "raw records of all copies"),
@@ -52,7 +53,7 @@ def verify_merge(recordings: Sequence[Path], count: int, seed: int, generated: i
     if bool(recordings) == bool(generated):
         raise click.UsageError("give recordings, or --generated N")
     total = merge.Result()
-    limits = Limits(patience_us=_YEAR_US) if recordings else LIMITS
+    patient = Limits(patience_us=_YEAR_US)
     hurts = copies.NO_HURTS if whole else copies.Hurts()
     names = [f"g{number}" for number in range(1, count + 1)]
     try:
@@ -64,7 +65,9 @@ def verify_merge(recordings: Sequence[Path], count: int, seed: int, generated: i
     )
     with click.progressbar(length=count * (generated or len(happened)), label="merging") as bar:
         for known, at in rounds:
-            events = truth.generate(min(_ROUND, generated or _ROUND), at) if known is None else known
+            quiet = known is None and at % 2
+            events = truth.generate(min(_ROUND, generated or _ROUND), at, **(_QUIET if quiet else {})) if known is None else known
+            limits = patient if known is not None or quiet else LIMITS
             result = merge.compare(events, copies.publish(events, names, at, hurts), limits, bar.update)
             total.counts.update(result.counts)
             total.told += result.told

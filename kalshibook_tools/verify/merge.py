@@ -8,7 +8,7 @@ so nothing is compared by likeness: of a thousand equal deltas in one microsecon
     wrong       an event whose content, time, version or checksum is not the true one; a gap whose cause was none
     false_gaps  gaps told although a copy stood there that was known to be whole: it had two timestamps in common with the log, or
                 its snapshot was older than what the last one before it had surely delivered, and younger than what the log
-                remembers by the greatest lag
+                remembers by the greatest lag; or both its snapshot and the log's last event were older
     unseen      events in a gap that no copy heard
     seen        events in a gap that a copy heard, but none whose place in the log could be known then
 """
@@ -265,8 +265,10 @@ class _Check:
         for name, run in market.runs.items():
             if run.start <= market.number and market.number - run.end <= self.limits.events:
                 shared = [e.us for e in market.events[max(run.start, market.first) : min(run.end, market.number)] if e.delta]
-                if (shared and shared[0] != shared[-1]) or (
-                    run.start >= remembered and since_us <= run.known_us - LAG_US and run.known_us <= vouched_us
+                if (
+                    (shared and shared[0] != shared[-1])
+                    or (run.start >= remembered and since_us <= run.known_us - LAG_US and run.known_us <= vouched_us)
+                    or max(market.effective_us, run.known_us) < vouched_us
                 ):
                     self.result.differs(
                         "false_gaps", f"{where}: {name} stood there, from {run.start} to {run.end} of {market.number}"

@@ -42,11 +42,12 @@ class Event:
             books[self.ticker] = self.book.copy()
 
 
-def generate(count: int, seed: int, tickers: int = 4) -> list[Event]:
+def generate(count: int, seed: int, tickers: int = 4, pace: int = 1) -> list[Event]:
     """Return `count` events of which nine in ten are deltas.
 
     Seven in ten happen in the same microsecond as the one before; few levels and sizes, so that identical ones and bursts that
     add up to zero abound; pauses from a microsecond to a minute; whole books in mid-session; a market's close is two empty ones.
+    Each pause is `pace` times as long: with many tickers, most of them are quiet for minutes.
     """
     rng = random.Random(seed)
     names = [f"KXTRUTH-{seed}-{n}.5" for n in range(tickers)]
@@ -55,7 +56,7 @@ def generate(count: int, seed: int, tickers: int = 4) -> list[Event]:
     now = START_US
     while len(made) < count:
         if rng.random() > 0.7:
-            now += rng.choice((1, 1, 7, 1_000, 1_000, 30_000, 30_000, 1_000_000 if rng.random() < 0.2 else 5_000))
+            now += pace * rng.choice((1, 1, 7, 1_000, 1_000, 30_000, 30_000, 1_000_000 if rng.random() < 0.2 else 5_000))
             if rng.random() < 0.0002:
                 now += 60_000_000
         ticker = rng.choice(names[: 1 + rng.randrange(tickers)])  # the first are busy, the last quiet

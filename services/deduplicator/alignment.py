@@ -253,11 +253,14 @@ class Source:
         del self.heard[:count], self.sums[:count], self.times[:count]
 
     def begins(self, exchange_us: int) -> int | None:
-        """Return where in `heard` a timestamp begins, None if it is not there or may have begun earlier."""
+        """Return where in `heard` a timestamp begins, None if it is not there or may have begun earlier.
+
+        The book that it came with may be older than `known_us`, and never younger.
+        """
         at = bisect_left(self.times, exchange_us)
         if at == len(self.times) or self.times[at] != exchange_us:
             return None
-        return at if 0 < (self.times[at - 1] if at else self.base_us) < exchange_us else None
+        return at if ((self.times[at - 1] if at else self.base_us) or self.known_us) < exchange_us else None
 
     def state(self) -> list[Any]:
         """Return what `restored` needs, as JSON can hold it."""
@@ -325,10 +328,13 @@ class Window:
             for whole in [v for v in self._before if v <= version]:
                 del self._before[whole]
 
-    def begins(self, exchange_us: int) -> int | None:
-        """Return the version that a timestamp begins with, None if it is not there or may have begun earlier."""
+    def begins(self, exchange_us: int, begun_us: int) -> int | None:
+        """Return the version that a timestamp begins with, None if it is not there or may have begun earlier.
+
+        The book that the log was begun with is not younger than `begun_us`.
+        """
         at = bisect_left(self.times, exchange_us)
-        if at == 0 or at == len(self.times) or self.times[at] != exchange_us or not self.times[at - 1]:
+        if at == 0 or at == len(self.times) or self.times[at] != exchange_us or (self.times[at - 1] or begun_us) >= exchange_us:
             return None
         return self.first + at
 

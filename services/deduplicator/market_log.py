@@ -297,6 +297,8 @@ class MarketLog:
     def _leaves(self, source: Source, cause: str, vouched_us: int) -> None:
         """A source's book is not known from here on; up to `vouched_us` it had delivered everything."""
         stood = source.standing is ALIGNED or source.inside
+        if source.inside:
+            self._place_inside(source, vouched_us)
         if source.standing is ALIGNED or (source.inside and not source.heard):
             self._vouched_us = max(self._vouched_us, vouched_us)
         self._keep(source, cause, vouched_us)
@@ -345,10 +347,10 @@ class MarketLog:
             else:
                 self._contradict(source, event)
         elif source.standing is SEEKING:
-            before_us = source.last_us
+            before_us = source.last_us or source.known_us
             source.hear(event)
-            if 0 < before_us < event.exchange_us and self._stands():
-                version = self.window.begins(event.exchange_us)
+            if before_us < event.exchange_us and self._stands():
+                version = self.window.begins(event.exchange_us, self._begun_us)
                 if version is not None:
                     self._meet(source, len(source.heard) - 1, version)
             if source.standing is SEEKING:
@@ -408,7 +410,7 @@ class MarketLog:
         if self.past:
             self.past = [each for each in self.past if each.standing is ALIGNED or each.last_us >= exchange_us]
             waiting += self.past
-        if not waiting or content[1] == WHOLE_BOOK or self.window.begins(exchange_us) != version:
+        if not waiting or content[1] == WHOLE_BOOK or self.window.begins(exchange_us, self._begun_us) != version:
             return
         for source in waiting:
             if source.standing is SEEKING and version >= self.window.first:  # unless one of them has begun it anew
@@ -478,11 +480,17 @@ class MarketLog:
         others = (each.alive_us for each in self.sources.values() if each.standing is ALIGNED or each.inside)
         return max(others, default=0) + self.limits.patience_us < source.alive_us
 
-    def _place_inside(self, source: Source) -> None:
-        """Place a seeker whose book is none that the log is yet to reach, if it is none from before the window either."""
+    def _place_inside(self, source: Source, whole_us: int = 0) -> None:
+        """Place a seeker whose book is none that the log is yet to reach, if it is none from before the window either.
+
+        Up to `whole_us` it is known to have delivered everything.
+        """
         assert source.base is not None
         start_us = self.window.times[0] or self._begun_us
-        whole_us = source.over[1] if source.over else source.life.newest_us - LAG_US
+        whole_us = max(whole_us, source.over[1] if source.over else source.life.newest_us - LAG_US)
+        if max(self.effective_us, source.began_us) < self._vouched_us and not source.against:
+            self._place_at_the_end(source, whole_us)
+            return
         if start_us > source.known_us - LAG_US and whole_us >= start_us:
             self._fold(source, bisect_right(source.times, start_us))  # so that it has all that the window begins with
         places = []
@@ -491,6 +499,21 @@ class MarketLog:
         source.inside = bool(places)
         if len(places) == 1:
             self._join(source, min(self.window.head, places[0] + len(source.heard)), self.window.head - places[0])
+
+    def _place_at_the_end(self, source: Source, whole_us: int) -> None:
+        """Place a seeker whose book is older than `_vouched_us`, the log being whole and quiet up to there.
+
+        What it delivers from before that instant the log has; with all of that its book is the log's last, and the rest follows.
+        Until then it stands inside. `whole_us`: up to there it has delivered everything.
+        """
+        held = bisect_left(source.times, self._vouched_us)
+        if any(event.book is not None and event.clock_us >= self._vouched_us for event in source.heard[:held]):
+            return  # a whole book has no time of its own: perhaps it is younger
+        checksum = source.sums[held - 1] if held else source.base.checksum  # type: ignore[union-attr]
+        delivered = held < len(source.heard) or whole_us >= self._vouched_us
+        source.inside = not delivered and source.over is None
+        if delivered and checksum == self.window.sums[-1]:
+            self._join(source, self.window.head, held)
 
     def _fold(self, source: Source, count: int) -> None:
         try:

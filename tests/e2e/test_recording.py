@@ -1,4 +1,7 @@
-"""A recording through the whole pipeline: the gateway's book equals a brute-force fold at any instant, and at every edge."""
+"""A recording through the whole pipeline: the gateway's book equals a brute-force fold at any instant, and at every edge.
+
+Once through one gatherer, and once through three of which one after the other is hurt: then nothing at all may differ.
+"""
 
 import asyncio
 import os
@@ -22,23 +25,28 @@ AT_ONCE = 16
 class Played:
     """A recording that was played, with the fold of each market's frames."""
 
-    def __init__(self, up: Up, folds: dict[str, brute.Fold], trades: dict[str, list[str]]) -> None:
-        self.up, self.folds, self.trades = up, folds, trades
+    def __init__(self, up: Up, folds: dict[str, brute.Fold], trades: dict[str, list[str]], instants: int) -> None:
+        self.up, self.folds, self.trades, self.instants = up, folds, trades, instants
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["generated", "recorded"])
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=["generated", "hurt", "recorded"])
 async def played(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Played]:
     folder = tmp_path_factory.mktemp(request.param)
+    hurt: tuple[str, ...] = ()
     if request.param == "generated":
         lines = recordings.write(folder / "recording", seconds=60, rate=60).lines
         source = folder / "recording" / "events"
+    elif request.param == "hurt":
+        lines = recordings.write(folder / "recording", seconds=300, rate=8, window=100).lines
+        source = folder / "recording" / "events"
+        hurt = ("--gatherers", "3", "--faults", "7")
     else:
         given = os.getenv("KB_RECORDINGS")
         if not given:
             pytest.skip("KB_RECORDINGS names no folder of real recordings")
         source = Path(given).resolve()
         lines = brute.read(source)
-    async with Up(folder / "home", "--recording", str(source), "--speed", "max", "--keep-running") as up:
+    async with Up(folder / "home", "--recording", str(source), "--speed", "max", "--keep-running", *hurt) as up:
         await up.says("last read back")
         folds = {}
         for ticker in lines:
@@ -46,7 +54,7 @@ async def played(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
             told = {row["version"]: brute.micros(row["effective_at"]) for row in rows if row["type"] == "snapshot"}
             folds[ticker] = brute.fold([frame for _, frame in lines[ticker]], told)
         trades = {ticker: brute.trades(frame for _, frame in frames) for ticker, frames in lines.items()}
-        yield Played(up, folds, trades)
+        yield Played(up, folds, trades, INSTANTS // 8 if hurt else INSTANTS)
         pids = up.pids()
         assert await up.interrupt() == 0
         assert alive(pids) == {}
@@ -85,7 +93,7 @@ async def test_random_instants(played: Played) -> None:
     chance = random.Random(7)
     tickers = sorted(played.folds)
     instants = []
-    for _ in range(INSTANTS):
+    for _ in range(played.instants):
         ticker = chance.choice(tickers)
         times = played.folds[ticker].times
         instants.append((ticker, chance.randint(times[0], times[-1] + 1_000_000)))

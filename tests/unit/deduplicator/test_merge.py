@@ -189,6 +189,34 @@ def test_a_quiet_markets_newcomer_is_placed_by_the_clock_of_its_connection() -> 
     assert [kind for kind, *_ in brief(mine)] == ["snapshot", "delta"]
 
 
+def test_a_market_that_is_quiet_since_its_first_book_outlives_its_leader() -> None:
+    a, b, c = trio()
+    whole = {4800: 1000}
+    raws = [a.snapshot(10 * S, whole, {}), b.snapshot(11 * S, whole, {}), c.snapshot(9 * S, {4800: 900}, {})]
+    quiet = [a.broken(25 * S), b.delta(30 * S, "no", 1, 1)]  # up to 15 s it had delivered everything
+    assert brief(receive(*raws, *quiet))[1:] == [("delta", 2, 30 * S, (1, 1, 1))]
+    older = [a.broken(25 * S), b.broken(26 * S), c.delta(9 * S, "yes", 4800, 100), c.delta(30 * S, "no", 1, 1)]
+    assert brief(receive(*raws, *older))[1:] == [("delta", 2, 30 * S, (1, 1, 1))]  # what led to the first book is in it
+    other = [a.broken(25 * S), b.broken(26 * S), c.delta(9 * S, "yes", 4800, 50), c.delta(30 * S, "no", 1, 1)]
+    assert brief(receive(*raws, *other))[1] == ("gap", 2, 16 * S, "disconnect")
+    young = [a.broken(20 * S), b.delta(30 * S, "no", 1, 1)]  # what a may have lost since 10 s may be in b's book of 11 s
+    assert brief(receive(*raws, *young))[1][:3] == ("gap", 2, 10 * S)
+
+
+def test_the_first_event_after_their_books_puts_two_in_one_place() -> None:
+    a, b, _ = trio()
+    raws = [a.snapshot(10 * S, {1: 1}, {}), b.snapshot(11 * S, {1: 1}, {})]
+    raws += [each.delta(12 * S, "no", 1, 1) for each in (a, b)]
+    assert [kind for kind, *_ in brief(receive(*raws, a.broken(13 * S), b.delta(14 * S, "no", 1, 1)))] == [
+        "snapshot",
+        "delta",
+        "delta",
+    ]
+    late = [a.snapshot(10 * S, {1: 1}, {}), b.snapshot(13 * S, {1: 1}, {})]  # b's may be a book with the first of two alike
+    late += [each.delta(12 * S, "no", 1, 1) for each in (a, b)]
+    assert brief(receive(*late, a.broken(13 * S), b.delta(14 * S, "no", 1, 1)))[2][0] == "gap"
+
+
 def test_trades_are_missing_only_if_nobody_vouched() -> None:
     a, b, _ = trio()
     raws = [a.resumed(S), b.resumed(2 * S), a.trade(30 * S, "t1"), a.broken(40 * S, "trade"), b.trade(41 * S, "t2")]
