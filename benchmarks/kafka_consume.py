@@ -6,9 +6,10 @@ import uuid
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer
+from aiokafka.consumer import fetcher
 
 from benchmarks import Row, frames
-from kalshibook_core.kafka import admin, topics
+from kalshibook_core.kafka import admin, records, topics
 from kalshibook_core.kafka.cluster import Cluster
 from kalshibook_core.kafka.consumer import Consumer
 from kalshibook_core.kafka.producer import Producer
@@ -39,6 +40,7 @@ async def _measure(brokers: str) -> list[Row]:
 
 
 async def _bare(cluster: Cluster) -> float:
+    fetcher.PartitionRecords = records.AIOKAFKAS  # ours hands records over as they are
     consumer = AIOKafkaConsumer(
         cluster.topic(topics.BOOK),
         bootstrap_servers=cluster.brokers,
@@ -54,15 +56,16 @@ async def _bare(cluster: Cluster) -> float:
         return COUNT / (time.perf_counter() - began)
     finally:
         await consumer.stop()
+        records.lighten()
 
 
 async def _ours(cluster: Cluster, *, decode: bool) -> float:
     async with Consumer(cluster, [topics.BOOK]) as consumer:
         got, began = 0, time.perf_counter()
         while got < COUNT:
-            for records in (await consumer.poll()).values():
-                got += len(records)
+            for fetched in (await consumer.poll()).values():
+                got += len(fetched)
                 if decode:
-                    for record in records:
+                    for record in fetched:
                         codec.decode(record.value)
         return COUNT / (time.perf_counter() - began)

@@ -17,11 +17,11 @@ from typing import Any, Final, Self
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.errors import KafkaError, NoOffsetForPartitionError, OffsetOutOfRangeError
-from aiokafka.structs import ConsumerRecord as Record
 
-from kalshibook_core.kafka import coordinator
+from kalshibook_core.kafka import coordinator, records
 from kalshibook_core.kafka.cluster import Cluster
 from kalshibook_core.kafka.errors import Displaced, KafkaFault, OffsetLost
+from kalshibook_core.kafka.records import Record
 from kalshibook_core.kafka.topics import Topic
 
 __all__ = ["Batch", "Consumer", "Record", "TopicPartition"]
@@ -39,6 +39,7 @@ _HAND_OVER_MS: Final = 60_000
 
 
 coordinator.mend()
+records.lighten()
 
 
 class Consumer:

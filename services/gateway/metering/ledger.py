@@ -47,7 +47,8 @@ class Ledger:
                 batch = await consumer.poll(max_records=BATCH, timeout_ms=200)
                 if not batch:
                     continue
-                usages = [usage for records in batch.values() for record in records if (usage := self._usage(record)) is not None]
+                read = (self._usage(where.partition, record) for where, records in batch.items() for record in records)
+                usages = [usage for usage in read if usage is not None]
                 # 1 the rows, in one transaction. A crash before or in it: the events are read again.
                 if usages and not await self._write(usages, stop):
                     return
@@ -68,7 +69,7 @@ class Ledger:
                 self.repeated += len(usages) - new
                 return True
 
-    def _usage(self, record: Record) -> Usage | None:
+    def _usage(self, partition: int, record: Record) -> Usage | None:
         try:
             usage = codec.decode(record.value)
         except codec.Undecodable as error:
@@ -79,5 +80,5 @@ class Ledger:
             return usage
         # It stays in the topic; only the ledger goes without it.
         self.unreadable += 1
-        log.error("gateway.ledger.unreadable", partition=record.partition, offset=record.offset, why=why)
+        log.error("gateway.ledger.unreadable", partition=partition, offset=record.offset, why=why)
         return None
