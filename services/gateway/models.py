@@ -70,17 +70,57 @@ class Quality(Model):
     gap: GapSpan | None
 
 
-class Book(Model):
-    """The full book of one market: bids only, on two ladders; the YES ask is 1 minus the best NO bid."""
+class CutBids(Model):
+    """How many levels of each side `depth` left out."""
 
-    market_ticker: str
-    at: str = Field(description="The instant the book is of; for now, that of the last event.", examples=[AT])
-    version: int = Field(description="Of the last event in the book: 1, 2, 3, … in each market, without a hole.")
-    checksum: str = Field(description="16 hex digits; recompute it from the levels to check them.", examples=["9f86d081884c7d65"])
+    yes: int
+    no: int
+
+
+class CutSides(Model):
+    """How many levels of each side `depth` left out."""
+
+    bids: int
+    asks: int
+
+
+class Bids(Model):
+    """Bids only, on two ladders, ascending; the YES ask is 1 minus the best NO bid."""
+
     yes: list[tuple[str, str]] = PRICE_SIZE
     no: list[tuple[str, str]] = PRICE_SIZE
+    cut: CutBids | None = Field(description="null: every level is shown. The checksum is of the whole book in any case.")
+
+
+class YesSide(Model):
+    """Both sides of YES, the best level first: an ask of YES at a price is a bid of NO at 1 minus that price."""
+
+    bids: list[tuple[str, str]] = PRICE_SIZE
+    asks: list[tuple[str, str]] = PRICE_SIZE
+    mid: str | None = Field(description="Exact, with five decimals; null unless both sides have a level.", examples=["0.48500"])
+    spread: str | None = Field(examples=["0.0100"])
+    bid_total: str = Field(description="Contracts bid for YES at all levels, shown or not.", examples=["1250.00"])
+    ask_total: str = Field(description="Contracts offered of YES at all levels, shown or not.")
+    cut: CutSides | None = Field(description="null: every level is shown. The checksum is of the whole book in any case.")
+
+
+class Proven(Model):
+    """A book of one market, its place in the history, how it was made and what is not known about it."""
+
+    market_ticker: str
+    at: str = Field(description="The instant the book is of; where none was asked for, that of the last event.", examples=[AT])
+    version: int = Field(description="Of the last event in the book: 1, 2, 3, … in each market, without a hole.")
+    checksum: str = Field(description="16 hex digits; recompute it from the levels to check them.", examples=["9f86d081884c7d65"])
     proof: Proof
     quality: Quality
+
+
+class Book(Proven, Bids):
+    """The book of one market as bids."""
+
+
+class YesBook(Proven, YesSide):
+    """The book of one market as both sides of YES (`view=yes`)."""
 
 
 class Snapshot(Model):

@@ -16,8 +16,10 @@ from kalshibook_core.postgres.runs import DELTA, SNAPSHOT, Event
 from kalshibook_core.wire.events import Checkpoint
 from services.gateway import forms, instants, models, pages
 from services.gateway.errors import ApiError, invalid, unknown_market
+from services.gateway.history import points
 from services.gateway.history.fold import CorruptHistory, State
 from services.gateway.history.store import Store
+from services.gateway.history.views import View, shown
 
 TICKER: Final = re.compile(r"[A-Za-z0-9._\-]{1,200}", re.ASCII)
 OVER: Final = {"determined", "settled", "finalized", "disputed", "amended"}
@@ -28,6 +30,13 @@ log = structlog.get_logger()
 Ticker = Annotated[str, Path(description="The market's ticker.", examples=["KXHIGHNY-25NOV03-B61.5"])]
 Limit = Annotated[int, Query(ge=1, le=pages.MAX_LIMIT, description="Rows per page.")]
 Cursor = Annotated[str | None, Query(description="next_cursor of the previous page.")]
+Depth = Annotated[int | None, Query(ge=1, le=10_001, description="Only the best so many levels of each side.")]
+AsSeen = Annotated[
+    View | None,
+    Query(
+        description="`yes`: both sides of YES, best first, with mid and spread; without it: the bids of both sides, ascending."
+    ),
+]
 Instant = Annotated[
     str | None,
     Query(
@@ -76,7 +85,7 @@ def routes(
             return state.gap[0], None, state.gap[1]
         return stored
 
-    async def book_now(ticker: str) -> Response:
+    async def book_now(ticker: str, depth: int | None, view: View | None) -> Response:
         checkpoint = await latest(ticker) if TICKER.fullmatch(ticker) else None
         if checkpoint is not None:
             state = State()
@@ -93,27 +102,13 @@ def routes(
             gap = await gap_of(market_id, state, state.effective_us)
         # "Now" is the instant of the last event: of a later one nothing is claimed, staleness tells how long ago it was.
         staleness = max(0, now_us() - state.effective_us)
-        return answer(
-            ticker, state, state.effective_us, staleness, state.effective_us, "gap" if state.in_gap else "complete", gap
-        )
+        quality = "gap" if state.in_gap else "complete"
+        return answer(ticker, state, state.effective_us, staleness, state.effective_us, quality, gap, depth, view)
 
-    @router.get("/orderbook/{ticker}", response_model=models.Book, name="orderbook")
-    async def orderbook(request: Request, ticker: Ticker, at: Instant = None) -> Response:
-        """The full book of a market: now, or at any recorded instant.
-
-        With `at`, the answer is the fold of every event whose effective time is not after it, checked against the recorded
-        checksum. `proof` says how it was made and `quality` what is not known about it. Prices are dollars, sizes contracts.
-        """
-        try:
-            if at is None:
-                return await book_now(ticker)
-            request.state.endpoint = "orderbook_at"
-            at_us = instant("at", at, 0)
-            market_id = await known(ticker)
-            through = whole_through(ticker)  # before the query: what is stored only grows
-            state = await store.book_at(market_id, at_us)
-        except CorruptHistory as error:
-            raise corrupt(ticker, error) from error
+    async def book_at(ticker: str, at_us: int, depth: int | None, view: View | None) -> Response:
+        market_id = await known(ticker)
+        through = whole_through(ticker)  # before the query: what is stored only grows
+        state = await store.book_at(market_id, at_us)
         if state is None:
             first = await store.first_recorded(market_id)
             raise not_recorded(ticker, at_us, first, pending=first is None and await store.checkpointed(market_id))
@@ -126,8 +121,73 @@ def routes(
         if state.in_gap:
             quality = "gap"
         elif at_us > through:
-            quality = "ended" if await store.status(market_id) in OVER else "pending"
-        return answer(ticker, state, at_us, at_us - state.effective_us, through, quality, gap)
+            quality = await open_end(market_id)
+        return answer(ticker, state, at_us, at_us - state.effective_us, through, quality, gap, depth, view)
+
+    async def book_received(ticker: str, received_us: int, depth: int | None, view: View | None) -> Response:
+        market_id = await known(ticker)
+        through = whole_through(ticker)
+        state, later = await points.as_received(store, market_id, received_us)
+        if state is None:
+            first = await store.first_recorded(market_id)
+            raise not_recorded(ticker, None, first, pending=first is None and await store.checkpointed(market_id))
+        gap, quality = await gap_of(market_id, state, state.effective_us), "complete"
+        if state.in_gap:
+            quality = "gap"
+        elif not later and received_us > through - points.DISORDER_US:
+            quality = await open_end(market_id)
+        return answer(ticker, state, state.effective_us, 0, max(through, state.effective_us - 1), quality, gap, depth, view)
+
+    async def book_after(ticker: str, version: int, depth: int | None, view: View | None) -> Response:
+        market_id = await known(ticker)
+        through = whole_through(ticker)
+        state = await points.after_version(store, market_id, version)
+        if state is None:
+            raise ApiError(
+                404, "version_not_recorded",
+                "No event with this version is stored: it has not happened, or is not stored yet. Without `version` the answer "
+                "is the book now and says its version.",
+                market_ticker=ticker, version=version,
+            )  # fmt: skip
+        gap, quality = await gap_of(market_id, state, state.effective_us), "gap" if state.in_gap else "complete"
+        return answer(ticker, state, state.effective_us, 0, max(through, state.effective_us - 1), quality, gap, depth, view)
+
+    async def open_end(market_id: int) -> str:
+        return "ended" if await store.status(market_id) in OVER else "pending"
+
+    @router.get("/orderbook/{ticker}", response_model=models.Book | models.YesBook, name="orderbook")
+    async def orderbook(
+        request: Request,
+        ticker: Ticker,
+        at: Instant = None,
+        received_at: Annotated[
+            Instant, Query(description="An instant of our clock: the book as it was known to us then.")
+        ] = None,
+        version: Annotated[int | None, Query(ge=1, lt=2**31, description="The book exactly after this version.")] = None,
+        depth: Depth = None,
+        view: AsSeen = None,
+    ) -> Response:
+        """The full book of a market: now, at any recorded instant, as we knew it at any instant, or after any version.
+
+        With `at`, the answer is the fold of every event whose effective time is not after it, checked against the recorded
+        checksum. With `received_at` it is the fold of the longest run of versions 1, 2, … of which none was received later.
+        `proof` says how it was made and `quality` what is not known about it. Prices are dollars, sizes contracts. With `depth`
+        only the best levels are shown and `cut` says how many are not; the checksum is always of the whole book.
+        """
+        given = [name for name, value in (("at", at), ("received_at", received_at), ("version", version)) if value is not None]
+        if len(given) > 1:
+            raise invalid(" and ".join(given), "give one of at, received_at and version, or none for the book now")
+        request.state.endpoint = "orderbook_at" if given else "orderbook"
+        try:
+            if at is not None:
+                return await book_at(ticker, instant("at", at, 0), depth, view)
+            if received_at is not None:
+                return await book_received(ticker, instant("received_at", received_at, 0), depth, view)
+            if version is not None:
+                return await book_after(ticker, version, depth, view)
+            return await book_now(ticker, depth, view)
+        except CorruptHistory as error:
+            raise corrupt(ticker, error) from error
 
     @router.get("/deltas/{ticker}", response_model=models.Deltas, name="deltas")
     async def deltas(
@@ -213,6 +273,8 @@ def answer(
     through_us: int,
     quality: str,
     gap: tuple[int, int | None, str] | None,
+    depth: int | None,
+    view: View | None,
 ) -> Response:
     """Return a book with its proof and quality."""
     start = state.start
@@ -223,8 +285,7 @@ def answer(
         "at": instants.text(at_us),
         "version": state.version,
         "checksum": to_hex(to_signed(state.book.checksum)),
-        "yes": forms.levels(state.book.yes),
-        "no": forms.levels(state.book.no),
+        **shown(state.book.sides, depth, view),
         "proof": {
             "checkpoint": {
                 "version": start.version, "effective_at": instants.text(start.effective_us), "source": start.source,

@@ -1,0 +1,54 @@
+"""A book as it is shown: bids of both sides as the exchange has them, or both sides of YES; all levels or the best few. No I/O.
+
+Integers until the last step: a mid is kept as twice itself, so it is exact in the five decimals it is written with.
+"""
+
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from typing import Any, Literal
+
+from kalshibook_core.kalshi.numbers import ONE_DOLLAR, format_price, format_size
+
+View = Literal["yes"]
+Sides = tuple[Mapping[int, int], Mapping[int, int]]
+Levels = list[tuple[int, int]]
+
+
+def shown(sides: Sides, depth: int | None, view: View | None) -> dict[str, Any]:
+    """Return the levels of a book, {price: size} a side: the best `depth` of each side (None: all), in the form asked for."""
+    yes, no = (best(side, depth) for side in sides)
+    whole = len(yes) == len(sides[0]) and len(no) == len(sides[1])
+    cut = None if whole else {"yes": len(sides[0]) - len(yes), "no": len(sides[1]) - len(no)}
+    if view is None:
+        return {"yes": _written(reversed(yes)), "no": _written(reversed(no)), "cut": cut}
+    bid, ask = (yes[0][0] if yes else None), (ONE_DOLLAR - no[0][0] if no else None)
+    return {
+        "bids": _written(iter(yes)), "asks": _written((ONE_DOLLAR - price, size) for price, size in no),
+        "mid": None if bid is None or ask is None else mid(bid + ask),
+        "spread": None if bid is None or ask is None else signed_price(ask - bid),
+        "bid_total": format_size(sum(sides[0].values())), "ask_total": format_size(sum(sides[1].values())),
+        "cut": cut and {"bids": cut["yes"], "asks": cut["no"]},
+    }  # fmt: skip
+
+
+def best(side: Mapping[int, int], depth: int | None) -> Levels:
+    """Return the best levels of a side, (price, size), the best first."""
+    if depth == 1:
+        price = max(side, default=None)
+        return [] if price is None else [(price, side[price])]
+    return sorted(side.items(), reverse=True)[:depth]
+
+
+@lru_cache(maxsize=4 * ONE_DOLLAR)
+def mid(twice: int) -> str:
+    """Return half of `twice`, bid + ask, in dollars with five decimals: 9,701 is 0.48505."""
+    return f"{twice // (2 * ONE_DOLLAR)}.{twice % (2 * ONE_DOLLAR) * 5:05d}"
+
+
+def signed_price(value: int) -> str:
+    """Return a difference of prices; a crossed book has a spread below zero."""
+    return format_price(value) if value >= 0 else f"-{format_price(-value)}"
+
+
+def _written(levels: Iterator[tuple[int, int]]) -> list[list[str]]:
+    return [[format_price(price), format_size(size)] for price, size in levels]
