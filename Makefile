@@ -45,7 +45,7 @@ test: lint types ## Lint, types and every test; needs no Docker
 	@$(PYTEST) -n $(WORKERS) --dist loadfile $(or $(TESTS),tests)
 
 test-unit: $(STAMP) ## The tests that need no network
-	@$(PYTEST) tests/unit $(TESTS)
+	@$(PYTEST) -n $(WORKERS) --dist loadfile $(or $(TESTS),tests/unit)
 
 test-integration: $(STAMP) ## One service at a time, on the real broker, database and cache
 	@$(PYTEST) -n $(WORKERS) --dist loadfile $(or $(TESTS),tests/integration tests/contract)

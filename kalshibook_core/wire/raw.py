@@ -93,12 +93,16 @@ class RawReader:
         if found is None:
             return self._learn(value)
         front, seq, yes_price, ticker, times, payload = found
+        try:
+            market_ticker = str(ticker, "utf-8")
+        except UnicodeDecodeError:
+            return self._learn(value)  # which says what is wrong with it
         both = int.from_bytes(value[times : times + 16], "little")  # their groups of seven bits pushed together, in both at once
         both = (both & _LOW_7) | (both >> 1 & _HIGH_7)
         both = (both & _LOW_14) | (both >> 2 & _HIGH_14)
         both = (both & _LOW_28) | (both >> 4 & _HIGH_28)
         recv_us, clock_us = (both & _LOW_64) >> 1, both >> 65
-        return _make((*front, seq, yes_price, str(ticker, "utf-8"), recv_us, clock_us, "", value[payload:]))
+        return _make((*front, seq, yes_price, market_ticker, recv_us, clock_us, "", value[payload:]))
 
     def _learn(self, value: bytes) -> RawFrame:
         raw = codec.decode(value)

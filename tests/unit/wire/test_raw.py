@@ -16,7 +16,7 @@ FRAMES = st.builds(
     st.sampled_from(["FRAME", "BREAK", "é"]), st.sampled_from(["g1", "g2"]), st.integers(-(2**31), 2**31 - 1), TODAY | LONG,
     st.sampled_from(["orderbook_delta", ""]), st.integers(-1, 99), st.integers(-1, 2**31) | LONG, st.booleans(),
     st.sampled_from(["KXGOLD15M-26JAN01-T1.5", "", "ü", "K" * 63, "K" * 64, "K" * 200]), TODAY | LONG, TODAY | LONG,
-    st.just("") | st.text(max_size=3), st.binary(max_size=70) | st.binary(min_size=8190, max_size=8195),
+    st.just("") | st.text(max_size=3), st.binary(max_size=70) | st.integers(8190, 8195).map(bytes),
 )  # fmt: skip
 
 
@@ -66,6 +66,15 @@ def test_usual_frames_are_read_at_once_and_other_events_are_refused() -> None:
             assert reader.peek(codec.encode(frame._replace(seq=seq)))
     ticker = codec.encode(Ticker("KXA", *[0] * 13))
     assert told(reader.read, ticker)[0] is codec.UnknownSchema
+
+
+def test_a_ticker_that_is_no_text_is_refused_as_by_the_codec() -> None:
+    reader, now = RawReader(), 1_790_000_000_000_000
+    value = codec.encode(RawFrame("FRAME", "g1", 3, now, "orderbook_delta", 1, 7, False, "KXA", now, now + 1, "", b"{}"))
+    reader.read(value)
+    broken = value.replace(b"KXA", b"K\x80A")
+    assert told(reader.read, broken) == told(_decoded, broken)
+    assert told(reader.read, broken)[0] is codec.Undecodable
 
 
 def test_what_it_remembers_is_bounded() -> None:
