@@ -62,11 +62,10 @@ class Archive:
         return found[0] if found else Held(topic, partition, layout.chain(()), {})
 
     def _held(self, topic: str, folder: str) -> list[Held]:
-        # Repacks first: a repack that is made meanwhile is of commits that are there already.
+        # Repacks first: what one of them stands for is committed already when it is seen.
         repacks: dict[int, list[Repack]] = {}
-        for path, _ in self._store.listed(f"{layout.REPACKS}/{folder}"):
-            if (repack := layout.repack_of(path)) is not None:
-                repacks.setdefault(repack.partition, []).append(repack)
+        for repack in self._repacks(folder)[0]:
+            repacks.setdefault(repack.partition, []).append(repack)
         found: dict[int, list[Commit]] = {}
         for path, _ in self._store.listed(f"{layout.COMMITS}/{folder}"):
             if (commit := layout.commit_of(path)) is not None:
@@ -97,6 +96,15 @@ class Archive:
                 found += (each for each in self.files(commit) if each.day in its and not held.supersedes(each.day, commit))
         found.sort(key=lambda entry: entry.day)
         return [entry for entry in found if series in (None, entry.series)]
+
+    def repacks(self, topic: str, partition: int) -> tuple[list[Repack], set[Repack]]:
+        """Return the repacks of a partition, in force or not, and those of them whose old files are deleted."""
+        return self._repacks(f"{topic}/{partition}")
+
+    def _repacks(self, folder: str) -> tuple[list[Repack], set[Repack]]:
+        paths = {path for path, _ in self._store.listed(f"{layout.REPACKS}/{folder}")}
+        found = [repack for path in sorted(paths) if (repack := layout.repack_of(path)) is not None]
+        return found, {repack for repack in found if repack.swept in paths}
 
     def repacked(self, repack: Repack) -> Repacked:
         """Return what a repack says. Raises Damaged."""

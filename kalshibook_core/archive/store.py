@@ -31,6 +31,9 @@ class Store(Protocol):
     def move(self, path: str, to: str) -> None:
         """Give an object another path; raise FileNotFoundError."""
 
+    def delete(self, path: str) -> None:
+        """Delete an object, if it is there."""
+
 
 class Folder:
     """A folder of this machine."""
@@ -74,6 +77,13 @@ class Folder:
         _make_folder(target.parent)
         (self._root / path).replace(target)
         _to_disk(target.parent)
+
+    def delete(self, path: str) -> None:
+        """Delete an object, if it is there, and the folder that it leaves empty."""
+        where = self._root / path
+        where.unlink(missing_ok=True)
+        with suppress(OSError):
+            where.parent.rmdir()
 
     def __str__(self) -> str:
         return str(self._root)
@@ -121,6 +131,11 @@ class Bucket:
         if self._s3.get_file_info(f"{self._root}/{path}").type != self._file:
             raise FileNotFoundError(f"{self}/{path}")
         self._s3.move(f"{self._root}/{path}", f"{self._root}/{to}")
+
+    def delete(self, path: str) -> None:
+        """Delete an object, if it is there."""
+        with suppress(FileNotFoundError):
+            self._s3.delete_file(f"{self._root}/{path}")
 
     def __str__(self) -> str:
         return f"s3://{self._root}"

@@ -14,5 +14,5 @@ it is written, and the rest of its partition makes the next.
 Scale it by starting more: at most one per partition has work.
 
 Rooms: `held` the records of a partition, and whose turn it is, `files` makes them files (both pure), `commit` writes those,
-`serve` is the process.
+`repack` puts a finished day together, `serve` is the process.
 """

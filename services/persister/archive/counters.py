@@ -23,6 +23,10 @@ class Counters:
     unreadable: int = 0
     retries: int = 0
     waiting_records: int = 0
+    repacks: int = 0
+    repacked_files: int = 0
+    swept_files: int = 0
+    damaged: int = 0
 
     def wrote(self, made: Made, seconds: float) -> None:
         """Count a commit that is in the archive."""
@@ -44,5 +48,9 @@ class Counters:
             "unreadable_total": self.unreadable,
             "retries_total": self.retries,
             "waiting_records": self.waiting_records,
+            "repacks_total": self.repacks,
+            "repacked_files_total": self.repacked_files,
+            "swept_files_total": self.swept_files,
+            "damaged_total": self.damaged,
             "store": self.store,
         }

@@ -3,17 +3,20 @@
 import asyncio
 import secrets
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Final, TypeVar
 
 import structlog
 
-from kalshibook_core.archive.reader import Archive
+from kalshibook_core.archive.manifest import Repacked
+from kalshibook_core.archive.reader import Archive, Damaged
+from kalshibook_core.archive.reader import Held as InArchive
 from kalshibook_core.kafka import admin, topics
 from kalshibook_core.kafka.consumer import Consumer, TopicPartition
 from kalshibook_core.kafka.errors import KafkaFault
 from kalshibook_core.runtime import clock, health, logs
 from kalshibook_core.runtime.settings import ConfigurationError
-from services.persister.archive import commit, files
+from services.persister.archive import commit, files, repack
 from services.persister.archive.counters import Counters
 from services.persister.archive.held import Held, Waiting, due
 from services.persister.archive.settings import Settings
@@ -28,6 +31,8 @@ _IDLE_POLLS: Final = 4
 _LAST_SECONDS: Final = 25.0
 """For so long it goes on after it was told to stop, which is less than a drain may take; what is left then is left in Kafka."""
 _LONGEST_PAUSE: Final = 10.0
+_LOOK_SECONDS: Final = 600.0
+"""From one look for finished days to the next."""
 
 _log = structlog.get_logger()
 T = TypeVar("T")
@@ -42,7 +47,9 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         try:
             member = _Member(settings, counters, stop)
             await member.claim()
-            await member.run()
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(member.run())
+                tasks.create_task(member.repack())
         except* Stopping:
             _log.warning("stopped_while_storage_is_away", then="the next start goes on where the archive ends")
 
@@ -57,6 +64,7 @@ class _Member:
         self._names = {settings.cluster.topic(topic): topic.name for topic in TOPICS}
         self._starts: dict[TopicPartition, int | None] = {}  # where each partition of ours stands in the archive
         self._waiting: dict[TopicPartition, Waiting] = {}
+        self._over = False
 
     async def claim(self) -> None:
         cluster = self._settings.cluster
@@ -156,6 +164,49 @@ class _Member:
             await self._take(where)
             await self._look()
             longest = max(longest, clock.monotonic() - each)
+
+    async def repack(self) -> None:
+        """Put finished days together, until told to stop. Beside the records: who comes second to a day does no harm."""
+        try:
+            await self._repack_all()
+        finally:
+            self._over = True  # a thread at work ends with the file it is at
+
+    async def _repack_all(self) -> None:
+        while not self._stop.is_set():
+            for where in sorted(self._starts):
+                try:
+                    await self._repack(self._names[where.topic], where.partition)
+                except (Damaged, repack.Unequal) as found:
+                    self._counters.damaged += 1
+                    _log.error("not_repacked", why=str(found), then="left as it is; see `kb verify`")
+                except repack.Abandoned:
+                    return
+            pause = min(_LOOK_SECONDS, 1 + self._settings.repack_after) if self._starts else 1
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._stop.wait(), pause)
+
+    async def _repack(self, topic: str, partition: int) -> None:
+        store, archive, counters = self._settings.store, self._archive, self._counters
+        after_us, grace_us = int(self._settings.repack_after * 1e6), int(self._settings.repack_grace * 1e6)
+
+        def look() -> tuple[InArchive, list[int]]:
+            held = archive.held_of(topic, partition)
+            return held, repack.due(archive, held, clock.now_us(), after_us)
+
+        def put_together(day: int) -> Repacked | None:
+            life = f"r{secrets.token_hex(4)}"
+            return repack.repack(store, held, day, life, clock.now_us(), lambda: self._over or self._stop.is_set())
+
+        held, days = await self._patiently(lambda: asyncio.to_thread(look))
+        for day in days:
+            told = await self._patiently(lambda day=day: asyncio.to_thread(put_together, day))  # type: ignore[misc]
+            if told is not None:
+                counters.repacks += 1
+                counters.repacked_files += len(told.replaced)
+        counters.swept_files += await self._patiently(
+            lambda: asyncio.to_thread(repack.sweep, store, topic, partition, clock.now_us(), grace_us)
+        )
 
     async def _patiently(self, attempt: Callable[[], Awaitable[T]]) -> T:
         """Return what `attempt` returns, again and again while the storage is away. Raise Stopping if told to stop meanwhile."""

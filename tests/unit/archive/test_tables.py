@@ -25,7 +25,7 @@ from tests.support import archive
 
 LONG = st.integers(-(2**63), 2**63 - 1)
 MAYBE = st.none() | LONG
-TIME = st.integers(-(2**62), 2**62)
+TIME = st.integers(-(2**62) + 1, 2**62)
 TEXT = st.text(max_size=8)
 TICKER = st.sampled_from(["KXA-1", "KXA-2", "", "@g1", "KX/../x"])
 LEVELS = st.lists(st.tuples(LONG, LONG), max_size=3)
