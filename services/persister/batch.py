@@ -34,7 +34,7 @@ class GapRow(NamedTuple):
     start_us: int
     end_us: int | None
     cause: str
-    opened_version: int  # 0 where what closed it does not say: the row keeps what it has
+    opened_version: int  # of trades: which it is in the batch of the market's gaps with this start
 
 
 class Batch:
@@ -45,7 +45,7 @@ class Batch:
         self._deltas: list[bytes] = []  # as they came: they are decoded together, when the batch is written
         self.snapshots: list[events.BookSnapshot] = []
         self.gaps: list[events.Gap] = []
-        self.gap_rows: dict[tuple[str, str, int], GapRow] = {}
+        self.gap_rows: dict[tuple[str, str, int, int], GapRow] = {}
         self.trades: list[events.Trade] = []
         self.tickers: list[events.Ticker] = []
         self.checkpoints: list[events.Checkpoint] = []
@@ -97,16 +97,23 @@ class Batch:
     def _add_snapshot(self, event: events.BookSnapshot) -> None:
         self.snapshots.append(event)
         if event.gap_start_us is not None:
-            key = (event.market_ticker, events.BOOK, event.gap_start_us)
-            opened = self.gap_rows.get(key)
-            version = opened.opened_version if opened else 0
-            self.gap_rows[key] = GapRow(*key, event.effective_us, event.gap_cause or "", version)
+            # Inside a gap nothing takes a version, so it was opened by the one before.
+            row = GapRow(
+                event.market_ticker, events.BOOK, event.gap_start_us, event.effective_us, event.gap_cause or "", event.version - 1
+            )
+            self.gap_rows[(*row[:3], row.opened_version)] = row
 
     def _add_gap(self, event: events.Gap) -> None:
+        number = event.version
+        where = (event.market_ticker, event.channel, event.start_us)
         if event.version:
             self.gaps.append(event)
-        key = (event.market_ticker, event.channel, event.start_us)
-        self.gap_rows[key] = GapRow(*key, event.end_us, event.cause, event.version)
+        else:
+            while (known := self.gap_rows.get((*where, number))) is not None and (
+                known.end_us is not None or event.end_us is None
+            ):
+                number += 1  # another that begins there, the one before being of no length; if this one ends, it is the open one
+        self.gap_rows[(*where, number)] = GapRow(*where, event.end_us, event.cause, number)
 
     def _add_lifecycle(self, event: events.Lifecycle) -> None:
         change = market.change(event)  # first, because it raises where the body is no JSON object

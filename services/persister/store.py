@@ -3,6 +3,7 @@
 Every statement the service runs is here. Market ids are remembered only after the transaction that made them has committed.
 """
 
+import re
 from collections import ChainMap
 from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any, Final
@@ -11,7 +12,7 @@ import asyncpg
 
 from kalshibook_core.postgres import partitions, runs
 from kalshibook_core.postgres.pool import UNREACHABLE
-from kalshibook_core.wire.events import EVENT, SERIES
+from kalshibook_core.wire.events import EVENT, SERIES, TRADES
 from services.persister import batch as batches
 from services.persister.batch import Batch, Row, Source
 
@@ -78,10 +79,28 @@ ON CONFLICT (ticker) DO UPDATE SET title = excluded.title, category = excluded.c
     body = excluded.body"""
 
 _GAPS: Final = """
-INSERT INTO gaps AS g (market_id, channel, start_us, end_us, cause, opened_version)
+INSERT INTO gaps (market_id, channel, start_us, end_us, cause, opened_version)
 SELECT * FROM unnest($1::int[], $2::text[], $3::bigint[], $4::bigint[], $5::text[], $6::int[])
-ON CONFLICT (market_id, channel, start_us) DO UPDATE
-SET end_us = excluded.end_us, cause = excluded.cause, opened_version = greatest(g.opened_version, excluded.opened_version)"""
+ON CONFLICT (market_id, channel, start_us, opened_version) DO UPDATE SET end_us = excluded.end_us, cause = excluded.cause"""
+
+# Gaps in trades have no version. A market has one that is open at most, so the first told of a start is that one, if it stands
+# there; the others take the numbers after what stands there.
+_TRADE_GAPS: Final = """
+INSERT INTO gaps (market_id, channel, start_us, end_us, cause, opened_version)
+SELECT told.market_id, told.channel, told.start_us, told.end_us, told.cause,
+       CASE WHEN told.number = 0 AND last.open THEN last.number ELSE coalesce(last.number + 1, 0) + told.number END
+FROM unnest($1::int[], $2::text[], $3::bigint[], $4::bigint[], $5::text[], $6::int[])
+    AS told (market_id, channel, start_us, end_us, cause, number)
+LEFT JOIN LATERAL (
+    SELECT opened_version AS number, end_us IS NULL AS open FROM gaps g
+    WHERE (g.market_id, g.channel, g.start_us) = (told.market_id, told.channel, told.start_us)
+    ORDER BY opened_version DESC LIMIT 1
+) last ON true
+ON CONFLICT (market_id, channel, start_us, opened_version) DO UPDATE SET end_us = excluded.end_us, cause = excluded.cause"""
+
+
+class BrokenStream(Exception):
+    """The canonical stream numbers two events of a market alike. No row of the batch was written."""
 
 
 class Superseded(Exception):
@@ -163,15 +182,19 @@ async def _insert(connection: Any, batch: Batch, ids: Mapping[str, int]) -> dict
 
     async def copy(table: str, columns: Sequence[str], rows: Iterable[Row], some: bool) -> None:
         if some:  # made while they are sent: Postgres works on the first of them meanwhile
-            done = await connection.copy_records_to_table(table, columns=columns, records=rows)
+            try:
+                done = await connection.copy_records_to_table(table, columns=columns, records=rows)
+            except asyncpg.UniqueViolationError as error:
+                raise BrokenStream(_repeated(error, ids)) from None
             counts[table] = int(done.rsplit(" ", 1)[1])
 
     async def insert(table: str, statement: str, rows: list[Row]) -> None:
         if rows:
             done = await connection.execute(statement, *map(list, zip(*rows, strict=True)))
-            counts[table] = int(done.rsplit(" ", 1)[1])
-            if counts[table] != len(rows):
-                counts[f"{table}_repeated"] = len(rows) - counts[table]
+            written = int(done.rsplit(" ", 1)[1])
+            counts[table] = counts.get(table, 0) + written
+            if written != len(rows):
+                counts[f"{table}_repeated"] = len(rows) - written
 
     await copy("book_events", runs.COLUMNS, batch.book_rows(ids), batch.has_book_events)
     await copy("tickers", batches.TICKER_COLUMNS, batch.ticker_rows(ids), bool(batch.tickers))
@@ -180,10 +203,26 @@ async def _insert(connection: Any, batch: Batch, ids: Mapping[str, int]) -> dict
     await insert("checkpoints", _CHECKPOINTS, batch.checkpoint_rows(ids))
     await insert("events", _EVENTS, sorted(batch.families[EVENT].values()))
     await insert("series", _SERIES, sorted(batch.families[SERIES].values()))
-    await insert("gaps", _GAPS, [(ids[g.ticker], *g[1:]) for g in batch.gap_rows.values()])
+    for statement, of_trades in ((_GAPS, False), (_TRADE_GAPS, True)):
+        gaps = [gap for gap in batch.gap_rows.values() if (gap.channel == TRADES) is of_trades]
+        await insert("gaps", statement, [(ids[gap.ticker], *gap[1:]) for gap in gaps])
     if batch.market_changes:
         await connection.executemany(
             _DESCRIBE, sorted((ids[ticker], *change[1:]) for ticker, change in batch.market_changes.items())
         )
         counts["markets"] = len(batch.market_changes)
     return counts
+
+
+def _repeated(error: asyncpg.UniqueViolationError, ids: Mapping[str, int]) -> str:
+    """Say what a row of book_events repeats; its key is (market_id, effective_us, version), and Postgres says which."""
+    key = re.search(r"=\((\d+), (\d+), (\d+)\)", error.detail or "")
+    if key is None:
+        return f"{error}: {error.detail}"
+    market_id, effective_us, version = map(int, key.groups())
+    ticker = next((ticker for ticker, each in ids.items() if each == market_id), f"market_id {market_id}")
+    return (
+        f"{ticker}: version {version}, effective_us {effective_us}, stands in book_events already and came again: kalshi.book.v1 "
+        "is not what one deduplicator wrote, or consumer_offsets went back. No row of the batch was written; `kb verify` says "
+        "which of the two it is, and nothing goes on until the repeat is out of the topic or of the table"
+    )

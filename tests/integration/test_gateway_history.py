@@ -271,7 +271,8 @@ async def test_trades_markets_and_gaps_are_paged_whole(served: tuple[httpx.Async
     ]
     trades = [(MIDNIGHT + i // 3, MIDNIGHT, 1200 + i, ids[0], 4800, 5200, i % 2, None, f"t{i:03d}") for i in range(50)]
     await connection.copy_records_to_table("trades", records=trades)
-    gaps = [(MIDNIGHT + i // 2, None if i % 3 else MIDNIGHT + 100, ids[i], i, "orderbook_delta", "disconnect") for i in range(9)]
+    gaps = [(MIDNIGHT, MIDNIGHT, ids[0], 7 + i, "trade", "disconnect") for i in range(5)]  # of one start, a page's end among them
+    gaps += [(MIDNIGHT + i // 2, None if i % 3 else MIDNIGHT + 100, ids[i], i, "orderbook_delta", "disconnect") for i in range(9)]
     await connection.copy_records_to_table("gaps", records=gaps)
 
     async def every(path: str, **params: Any) -> list[dict[str, Any]]:
@@ -295,7 +296,7 @@ async def test_trades_markets_and_gaps_are_paged_whole(served: tuple[httpx.Async
     models.OneMarket.model_validate(one)
     assert one["exchange_object"] == {"a": "\0"}
     found = await every("/v1/gaps")
-    assert [row["market_ticker"] for row in found] == [f"KX{i}" for i in range(9)]
+    assert [row["market_ticker"] for row in found] == [*["KX0"] * 6, *[f"KX{i}" for i in range(1, 9)]]
     models.Gaps.model_validate({"data": found, "next_cursor": None})
     assert [row["market_ticker"] for row in await every("/v1/gaps", ticker="KX4")] == ["KX4"]
     late = await every("/v1/gaps", **{"from": MIDNIGHT + 100})

@@ -4,6 +4,7 @@ import asyncio
 import os
 import random
 import signal
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ from kalshibook_core.kafka.producer import Producer
 from kalshibook_core.postgres import levels, migrate, pool, runs
 from kalshibook_core.wire import codec
 from kalshibook_core.wire.events import (
+    BOOK,
     TRADES,
     BookDelta,
     BookEvent,
@@ -29,7 +31,7 @@ from kalshibook_core.wire.events import (
 )
 from kalshibook_tools.stack import External, local_stack, probe
 from services.persister.batch import Batch
-from services.persister.store import Store, Superseded
+from services.persister.store import BrokenStream, Store, Superseded
 from tests.support.canonical import Market
 from tests.support.service import Service, until
 
@@ -205,6 +207,63 @@ async def test_a_batch_from_offsets_that_moved_is_refused_whole(database, connec
         assert await zombie.positions([source]) == {source: 20}
         await zombie.write(batch(20, 30), {source: 20})  # ids made by the other, none remembered of what was refused
     assert await rows(connection) == expected(events)
+
+
+async def test_each_gap_is_a_row_however_short_and_however_batches_fall(database, connection):
+    at = DAY_2021
+    book = Gap("KXTEST-A.B", 2, at, BOOK, at, None, "disconnect", at, 0, "g1", 0, 1, 0)
+    ending = BookSnapshot("KXTEST-A.B", 3, at, at, [], [], 0, at, "disconnect", "g1", 0, 1, 1, 1, 0)
+    trades = book._replace(version=0, channel=TRADES)
+    again, unreadable = trades._replace(cause="silent_socket"), trades._replace(cause="parse_failure")
+    events = [
+        *(book, ending),  # of no length, and the next begins where it did
+        book._replace(version=4, cause="silent_socket"),
+        ending._replace(version=5, effective_us=at + 9, gap_cause="silent_socket"),
+        *(trades, trades._replace(end_us=at), again, again._replace(end_us=at + 9)),
+        *(unreadable, unreadable._replace(end_us=at + 1), book._replace(version=6)),
+    ]  # fmt: skip
+    async with await pool.connect_pool(database) as connections:
+        for cuts in ([], [1], [3], [5], [6, 7], [4, 8, 9], range(1, len(events))):
+            source = (f"cut {cuts}", 0)
+            store, ends = Store(connections), [0, *cuts, len(events)]
+            at_offset = await store.positions([source])
+            await connection.execute("TRUNCATE gaps, book_events")
+            for first, last in pairwise(ends):
+                batch = Batch()
+                batch.add(source, [SimpleNamespace(offset=n, value=codec.encode(events[n])) for n in range(first, last)])
+                await store.write(batch, at_offset)
+                at_offset = batch.next
+            found = await connection.fetch(
+                "SELECT channel, start_us - $1, end_us - $1, cause FROM gaps ORDER BY opened_version", at
+            )
+            assert [tuple(row)[1:] for row in found if row[0] == BOOK] == [
+                *((0, 0, "disconnect"), (0, 9, "silent_socket"), (0, None, "disconnect"))
+            ], cuts
+            assert [tuple(row)[1:] for row in found if row[0] == TRADES] == [
+                *((0, 0, "disconnect"), (0, 9, "silent_socket"), (0, 1, "parse_failure"))
+            ], cuts
+
+
+async def test_a_version_that_comes_twice_is_told_by_its_market_and_number(database, connection):
+    events = history(5, markets=1, events=3)
+    source = ("book", 0)
+
+    def batch(told: list[BookEvent], first: int) -> Batch:
+        made = Batch()
+        made.add(source, [SimpleNamespace(offset=n, value=codec.encode(event)) for n, event in enumerate(told, first)])
+        return made
+
+    async with await pool.connect_pool(database) as connections:
+        store = Store(connections)
+        positions = await store.positions([source])
+        told = r"KXTEST-5\.0: version 1, .*stands in book_events already"
+        with pytest.raises(BrokenStream, match=told):
+            await store.write(batch([*events, events[0]], 0), positions)
+        assert (await rows(connection), await store.positions([source])) == ([], positions)
+        await store.write(batch(events, 0), positions)
+        with pytest.raises(BrokenStream, match=told):
+            await store.write(batch(events, 3), {source: 3})
+        assert (await rows(connection), await store.positions([source])) == (expected(events), {source: 3})
 
 
 async def test_a_zombie_that_wakes_after_the_rebalance_cannot_write(cluster, connection, persister):

@@ -252,14 +252,15 @@ def routes(
     ) -> Response:
         """Where our record is not whole: every gap that touches [`from`, `to`), by start. Free of charge."""
         market_id = None if ticker is None else await known(ticker)
-        after = (-1, 0, "")
+        after = (-1, 0, "", 0)
         if cursor is not None:
-            after = tuple(pages.decode(cursor, int, int, str))
-            if not -(2**31) <= after[1] < 2**31:
+            after = tuple(pages.decode(cursor, int, int, str, int))
+            if not all(-(2**31) <= number < 2**31 for number in after[1::2]):
                 raise invalid("cursor", "pass next_cursor of the previous page as it was given")
         from_us, to_us = instant("from", from_, 0), instant("to", to, instants.LAST_US + 1)
         rows, more = pages.cut(await store.gaps(market_id, from_us, to_us, after, limit + 1), limit)
-        following = pages.encode(rows[-1]["start_us"], rows[-1]["market_id"], rows[-1]["channel"]) if more else None
+        last = ("start_us", "market_id", "channel", "opened_version")
+        following = pages.encode(*(rows[-1][name] for name in last)) if more else None
         return page([gap_row(row) for row in rows], following)
 
     return router

@@ -75,18 +75,20 @@ WHERE market_id = $1 AND channel = 'orderbook_delta' AND start_us <= $3 AND (end
 
 _GAP_AT: Final = """
 SELECT start_us, end_us, cause FROM gaps
-WHERE market_id = $1 AND channel = 'orderbook_delta' AND start_us <= $2 ORDER BY start_us DESC LIMIT 1"""
+WHERE market_id = $1 AND channel = 'orderbook_delta' AND start_us <= $2 ORDER BY start_us DESC, opened_version DESC LIMIT 1"""
 
 _TRADES: Final = """
 SELECT trade_id, exchange_us, recv_us, yes_price, no_price, count, taker_side, is_block_trade FROM trades
 WHERE market_id = $1 AND exchange_us < $2 AND (exchange_us, trade_id) > ($3, $4) ORDER BY exchange_us, trade_id LIMIT $5"""
 
 _GAPS: Final = """
-SELECT m.ticker, g.market_id, g.channel, g.start_us, g.end_us, g.cause FROM gaps g JOIN markets m ON m.id = g.market_id
-WHERE g.start_us < $1 AND (g.end_us IS NULL OR g.end_us > $2) AND (g.start_us, g.market_id, g.channel) > ($3, $4, $5) {of_one}
-ORDER BY g.start_us, g.market_id, g.channel LIMIT $6"""
+SELECT m.ticker, g.market_id, g.channel, g.start_us, g.end_us, g.cause, g.opened_version
+FROM gaps g JOIN markets m ON m.id = g.market_id
+WHERE g.start_us < $1 AND (g.end_us IS NULL OR g.end_us > $2)
+  AND (g.start_us, g.market_id, g.channel, g.opened_version) > ($3, $4, $5, $6) {of_one}
+ORDER BY g.start_us, g.market_id, g.channel, g.opened_version LIMIT $7"""
 _GAPS_OF_ALL: Final = _GAPS.format(of_one="")
-_GAPS_OF_ONE: Final = _GAPS.format(of_one="AND g.market_id = $7")
+_GAPS_OF_ONE: Final = _GAPS.format(of_one="AND g.market_id = $8")
 
 
 def yesterday(at_us: int) -> int:
@@ -223,8 +225,11 @@ class Store:
         rows: list[Any] = await self._pool.fetch(_TRADES, market_id, to_us, *after, limit, timeout=TIMEOUT)
         return rows
 
-    async def gaps(self, market_id: int | None, from_us: int, to_us: int, after: tuple[int, int, str], limit: int) -> list[Any]:
-        """Return gaps that touch [from_us, to_us), by (start, market id, channel); of all markets where market_id is None."""
+    async def gaps(
+        self, market_id: int | None, from_us: int, to_us: int, after: tuple[int, int, str, int], limit: int
+    ) -> list[Any]:
+        """Return gaps that touch [from_us, to_us), by (start, market id, channel, opened_version); of all markets where market_id
+        is None."""
         statement, one = (_GAPS_OF_ALL, ()) if market_id is None else (_GAPS_OF_ONE, (market_id,))
         rows: list[Any] = await self._pool.fetch(statement, to_us, from_us, *after, limit, *one, timeout=TIMEOUT)
         return rows
