@@ -19,7 +19,7 @@ from services.gateway.errors import ApiError, invalid, unknown_market
 from services.gateway.history import points
 from services.gateway.history.fold import CorruptHistory, State
 from services.gateway.history.store import Store
-from services.gateway.history.views import View, shown
+from services.gateway.history.views import View, cut, shown
 
 TICKER: Final = re.compile(r"[A-Za-z0-9._\-]{1,200}", re.ASCII)
 OVER: Final = {"determined", "settled", "finalized", "disputed", "amended"}
@@ -287,6 +287,7 @@ def answer(
         "version": state.version,
         "checksum": to_hex(to_signed(state.book.checksum)),
         **shown(state.book.sides, depth, view),
+        "cut": cut(state.book.sides, depth, view),
         "proof": {
             "checkpoint": {
                 "version": start.version, "effective_at": instants.text(start.effective_us), "source": start.source,

@@ -3,7 +3,7 @@
 Integers until the last step: a mid is kept as twice itself, so it is exact in the five decimals it is written with.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -17,18 +17,23 @@ Levels = list[tuple[int, int]]
 def shown(sides: Sides, depth: int | None, view: View | None) -> dict[str, Any]:
     """Return the levels of a book, {price: size} a side: the best `depth` of each side (None: all), in the form asked for."""
     yes, no = (best(side, depth) for side in sides)
-    whole = len(yes) == len(sides[0]) and len(no) == len(sides[1])
-    cut = None if whole else {"yes": len(sides[0]) - len(yes), "no": len(sides[1]) - len(no)}
     if view is None:
-        return {"yes": _written(reversed(yes)), "no": _written(reversed(no)), "cut": cut}
+        return {"yes": _written(reversed(yes)), "no": _written(reversed(no))}
     bid, ask = (yes[0][0] if yes else None), (ONE_DOLLAR - no[0][0] if no else None)
     return {
-        "bids": _written(iter(yes)), "asks": _written((ONE_DOLLAR - price, size) for price, size in no),
+        "bids": _written(yes), "asks": _written((ONE_DOLLAR - price, size) for price, size in no),
         "mid": None if bid is None or ask is None else mid(bid + ask),
         "spread": None if bid is None or ask is None else signed_price(ask - bid),
         "bid_total": format_size(sum(sides[0].values())), "ask_total": format_size(sum(sides[1].values())),
-        "cut": cut and {"bids": cut["yes"], "asks": cut["no"]},
     }  # fmt: skip
+
+
+def cut(sides: Sides, depth: int | None, view: View | None) -> dict[str, int] | None:
+    """Return how many levels of each side `shown` leaves out, None if it leaves out none."""
+    if depth is None or all(len(side) <= depth for side in sides):
+        return None
+    names = ("yes", "no") if view is None else ("bids", "asks")
+    return {name: max(0, len(side) - depth) for name, side in zip(names, sides, strict=True)}
 
 
 def best(side: Mapping[int, int], depth: int | None) -> Levels:
@@ -50,5 +55,5 @@ def signed_price(value: int) -> str:
     return format_price(value) if value >= 0 else f"-{format_price(-value)}"
 
 
-def _written(levels: Iterator[tuple[int, int]]) -> list[list[str]]:
+def _written(levels: Iterable[tuple[int, int]]) -> list[list[str]]:
     return [[format_price(price), format_size(size)] for price, size in levels]

@@ -1,0 +1,85 @@
+"""A market's book at many instants out of one walk over its events. No I/O but the events' own iterator.
+
+A sample is what `at` gives for its instant. It is written once an event later than its instant was seen, or none is left to come;
+what changed nothing since the sample before is not written again but repeated as bytes.
+"""
+
+from collections.abc import AsyncIterator
+from typing import Final, NamedTuple
+
+import numpy as np
+import orjson
+
+from kalshibook_core.postgres.runs import EventColumns
+from services.gateway.history import intervals
+from services.gateway.history.fold import State
+from services.gateway.history.views import View, shown
+from services.gateway.history.walk import Walk
+
+MAX_BYTES: Final = 32 * 2**20
+"""What the rows of a page may take together; past it the page ends."""
+MAX_EVENTS: Final = 1_000_000
+"""Events a page may walk over; past it the page ends."""
+
+
+NOT_RECORDED: Final = "not_recorded"
+"""The state of an instant before the market's first snapshot; there is no book to show."""
+
+
+class Asked(NamedTuple):
+    """`count` instants from `from_us` on, `interval_us` apart, and how the books are shown."""
+
+    from_us: int
+    interval_us: int
+    count: int
+    depth: int | None
+    view: View | None
+    changes_only: bool
+
+
+class Samples:
+    """The rows of one page, as JSON; `done` instants are answered, with a row or, where only changes are wanted, by silence."""
+
+    def __init__(self, asked: Asked, state: State | None) -> None:
+        self.rows: list[bytes] = []
+        self.done = 0
+        self.instants = asked.from_us + asked.interval_us * np.arange(asked.count)
+        self._asked, self._walk = asked, Walk(state)
+        self._texts = intervals.texts(self.instants)
+        self._head, self._levels, self._last, self._size = b"", b"", b"", 0
+        self._version = -1
+
+    async def walk(self, batches: AsyncIterator[EventColumns]) -> bool:
+        """Answer every instant that an event follows; return whether all events were seen, False if the page is full."""
+        walk, first = self._walk, self._walk.version
+        async for events in batches:
+            walk.take(events)
+            followed = int(self.instants.searchsorted(int(events.effective_us[-1])))
+            for place in events.effective_us.searchsorted(self.instants[self.done : followed], "right").tolist():
+                walk.until(place)
+                if not self.answer("complete"):
+                    return False
+            walk.until(len(events.version))
+            if walk.version - first > MAX_EVENTS:
+                return False
+        return True
+
+    def answer(self, quality: str) -> bool:
+        """Answer the next instant with the book as it is, of this quality unless it is in a gap; return whether there is room."""
+        walk = self._walk
+        if walk.version != self._version:
+            self._version = walk.version
+            content = shown(walk.sides, self._asked.depth, self._asked.view)
+            if walk.version:
+                self._head = b'","version":%d,"checksum":"%016x",' % (walk.version, walk.checksum)
+            else:
+                self._head, content = b'","version":null,"checksum":null,', dict.fromkeys(content)
+            self._levels = orjson.dumps(content)[1:]
+        state = (NOT_RECORDED if not walk.version else "gap" if walk.in_gap else quality).encode()
+        seen = state + self._levels
+        if not self._asked.changes_only or seen != self._last:
+            self.rows.append(b'{"at":"%b","state":"' % self._texts[self.done].encode() + state + self._head + self._levels)
+            self._last = seen
+            self._size += len(self.rows[-1])
+        self.done += 1
+        return self._size < MAX_BYTES
