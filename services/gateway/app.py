@@ -33,7 +33,8 @@ no; `weight` is one step of SplitMix64 over `side * 65536 + price`, with its low
 **What we do not know** we say: `quality` in every book, `gap` events in deltas and streams, and `/v1/gaps`.
 
 **Credits.** Charged for answers with status 2xx only: a book now {prices.CREDITS["orderbook"][0]}, a book at an instant
-{prices.CREDITS["orderbook_at"][0]}, lists 1 per {prices.PER_ROWS} rows begun, streams 1 per {prices.STREAM_MESSAGES:,} messages
+{prices.CREDITS["orderbook_at"][0]}, books at many instants {prices.CREDITS["orderbooks"][0]} and other lists 1 per
+{prices.PER_ROWS} rows begun, streams 1 per {prices.STREAM_MESSAGES:,} messages
 begun; gaps, usage and source are free. The headers `x-credits-charged`, `x-credits-remaining` and `x-request-id` tell of each
 call.
 

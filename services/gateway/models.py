@@ -123,6 +123,40 @@ class YesBook(Proven, YesSide):
     """The book of one market as both sides of YES (`view=yes`)."""
 
 
+class Sample(Model):
+    """A book at one of many instants."""
+
+    at: str = Field(examples=[AT])
+    state: Literal["complete", "gap", "pending", "ended", "not_recorded"] = Field(
+        description="As in `quality` of one book; not_recorded: before the market's first snapshot, all else is null."
+    )
+    version: int | None
+    checksum: str | None = Field(description="Of the whole book, however few of its levels are shown.")
+
+
+class BidsSample(Sample):
+    """The levels as bids, ascending."""
+
+    yes: list[tuple[str, str]] | None = PRICE_SIZE
+    no: list[tuple[str, str]] | None = PRICE_SIZE
+
+
+class YesSample(Sample):
+    """The levels as both sides of YES, the best first (`view=yes`)."""
+
+    bids: list[tuple[str, str]] | None = PRICE_SIZE
+    asks: list[tuple[str, str]] | None = PRICE_SIZE
+    mid: str | None = Field(examples=["0.48500"])
+    spread: str | None = Field(examples=["0.0100"])
+
+
+class Samples(Model):
+    """A page of books at instants."""
+
+    data: list[BidsSample | YesSample]
+    next_cursor: str | None
+
+
 class Snapshot(Model):
     """A whole book, which replaces what was known."""
 

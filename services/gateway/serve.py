@@ -24,6 +24,7 @@ from services.gateway.accounts import Caller, Receipt
 from services.gateway.admission import Admission
 from services.gateway.errors import ApiError
 from services.gateway.history import routes as history_routes
+from services.gateway.history import series as history_series
 from services.gateway.history.fold import CorruptHistory
 from services.gateway.history.store import Store as History
 from services.gateway.keys import store as key_store
@@ -99,6 +100,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             application = app.create([
                 market_routes.routes(Markets(pool)),
                 history_routes.routes(histories, latest.book, feed.whole_through, clock.now_us),
+                history_series.routes(histories, feed.whole_through),
                 usage_routes.routes(partial(usage_store.by_day, pool), clock.now_us),
                 stream.routes(open_stream),
             ])  # fmt: skip

@@ -68,3 +68,54 @@ async def test_the_book_after_a_version_and_as_it_was_known(served: tuple[httpx.
         answer = await client.get("/v1/orderbook/KXLIVE", params=params)
         assert answer.status_code == 422
         assert "give one of at, received_at and version" in answer.json()["error"]["message"]
+
+
+async def every(client: httpx.AsyncClient, path: str, **params: Any) -> list[dict[str, Any]]:
+    """Return the rows of all pages."""
+    rows, cursor = list[dict[str, Any]](), None
+    while True:
+        answer = await client.get(path, params=params | ({"cursor": cursor} if cursor else {}))
+        assert answer.status_code == 200, answer.text
+        rows += answer.json()["data"]
+        if (cursor := answer.json()["next_cursor"]) is None:
+            return rows
+
+
+async def test_samples_are_the_books_at_their_instants(served: tuple[httpx.AsyncClient, Any]) -> None:
+    client, connection = served
+    dice = random.Random(5)
+    for ticker, checkpoints in (("KXA", 60), ("KXB", 0)):
+        events = history(checkpoints + 3, ticker, 300)
+        await gateway.write(connection, await gateway.add_market(connection, ticker), events, checkpoints)
+        first, last = events[0].effective_us, events[-1].effective_us
+        ranges = [
+            (dice.choice(events).effective_us + dice.choice((-1, 0, 1)), dice.choice((250_000, 60_000_000))) for _ in range(6)
+        ]
+        ranges += [(first - 2 * 3_600_000_000, 3_600_000_000), (last - 1, 1_000), (events[100].effective_us, 1_000)]
+        for from_us, step in ranges:
+            number = dice.randint(1, 120)
+            params = {"from": from_us, "to": from_us + number * step - dice.randrange(step), "interval": f"{step // 1000}ms"}
+            if from_us + number * step < first:
+                continue
+            rows = await every(client, f"/v1/orderbooks/{ticker}", **params, limit=dice.choice((17, 1_000)))
+            assert [row["at"] for row in rows] == [instants.text(from_us + k * step) for k in range(number)]
+            for row in rows:
+                models.BidsSample.model_validate(row)
+                at_us = instants.parse(row["at"])
+                if at_us < first:
+                    assert (row["state"], row["version"], row["checksum"], row["yes"]) == ("not_recorded", None, None, None)
+                    continue
+                wanted = shown(events, at_us)
+                assert (row["yes"], row["no"], row["version"], row["checksum"]) == wanted[:4]
+                assert row["state"] == ("gap" if wanted[4] else "complete" if at_us < last else "pending")
+            best = await every(client, f"/v1/orderbooks/{ticker}", **params, depth=1, view="yes")
+            assert [row["bids"] for row in best] == [row["yes"] and row["yes"][-1:] for row in rows]
+            changes = await every(
+                client, f"/v1/orderbooks/{ticker}", **params, depth=1, view="yes", changes_only=True, limit=1_000
+            )
+            kept = [row for n, row in enumerate(best) if not n or content(row) != content(best[n - 1])]
+            assert changes == kept
+
+
+def content(row: dict[str, Any]) -> Any:
+    return [row[name] for name in ("state", "bids", "asks", "mid", "spread")]

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Annotated, Any, Final
 
 import orjson
@@ -19,7 +20,7 @@ from services.gateway.errors import ApiError, invalid, unknown_market
 from services.gateway.history import points
 from services.gateway.history.fold import CorruptHistory, State
 from services.gateway.history.store import Store
-from services.gateway.history.views import View, cut, shown
+from services.gateway.history.views import View, shown, whole
 
 TICKER: Final = re.compile(r"[A-Za-z0-9._\-]{1,200}", re.ASCII)
 OVER: Final = {"determined", "settled", "finalized", "disputed", "amended"}
@@ -57,6 +58,14 @@ def instant(parameter: str, text: str | None, default: int) -> int:
         raise invalid(parameter, str(error), given=text[:64]) from error
 
 
+async def recorded(store: Store, ticker: str) -> int:
+    """Return the id of a market; raise the 404 of one that was never recorded."""
+    market_id = await store.market_id(ticker) if TICKER.fullmatch(ticker) else None
+    if market_id is None:
+        raise unknown_market(ticker)
+    return market_id
+
+
 def routes(
     store: Store,
     latest: Callable[[str], Awaitable[Checkpoint | None]],
@@ -70,11 +79,7 @@ def routes(
     """
     router = APIRouter(prefix="/v1")
 
-    async def known(ticker: str) -> int:
-        market_id = await store.market_id(ticker) if TICKER.fullmatch(ticker) else None
-        if market_id is None:
-            raise unknown_market(ticker)
-        return market_id
+    known = partial(recorded, store)
 
     async def gap_of(market_id: int, state: State, at_us: int) -> tuple[int, int | None, str] | None:
         """Return the gap that the state is in. A checkpoint may be stored before the gap it tells of, and then knows it alone."""
@@ -287,7 +292,7 @@ def answer(
         "version": state.version,
         "checksum": to_hex(to_signed(state.book.checksum)),
         **shown(state.book.sides, depth, view),
-        "cut": cut(state.book.sides, depth, view),
+        **whole(state.book.sides, depth, view),
         "proof": {
             "checkpoint": {
                 "version": start.version, "effective_at": instants.text(start.effective_us), "source": start.source,

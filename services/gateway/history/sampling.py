@@ -27,11 +27,11 @@ NOT_RECORDED: Final = "not_recorded"
 
 
 class Asked(NamedTuple):
-    """`count` instants from `from_us` on, `interval_us` apart, and how the books are shown."""
+    """`number` instants from `from_us` on, `interval_us` apart, and how the books are shown."""
 
     from_us: int
     interval_us: int
-    count: int
+    number: int
     depth: int | None
     view: View | None
     changes_only: bool
@@ -43,11 +43,17 @@ class Samples:
     def __init__(self, asked: Asked, state: State | None) -> None:
         self.rows: list[bytes] = []
         self.done = 0
-        self.instants = asked.from_us + asked.interval_us * np.arange(asked.count)
+        self.effective_us = 0 if state is None else state.effective_us
+        self.instants = asked.from_us + asked.interval_us * np.arange(asked.number)
         self._asked, self._walk = asked, Walk(state)
         self._texts = intervals.texts(self.instants)
         self._head, self._levels, self._last, self._size = b"", b"", b"", 0
         self._version = -1
+
+    @property
+    def version(self) -> int:
+        """Of the last event walked over; 0 before the market's first."""
+        return self._walk.version
 
     async def walk(self, batches: AsyncIterator[EventColumns]) -> bool:
         """Answer every instant that an event follows; return whether all events were seen, False if the page is full."""
@@ -60,6 +66,7 @@ class Samples:
                 if not self.answer("complete"):
                     return False
             walk.until(len(events.version))
+            self.effective_us = int(events.effective_us[-1])
             if walk.version - first > MAX_EVENTS:
                 return False
         return True

@@ -24,16 +24,19 @@ def shown(sides: Sides, depth: int | None, view: View | None) -> dict[str, Any]:
         "bids": _written(yes), "asks": _written((ONE_DOLLAR - price, size) for price, size in no),
         "mid": None if bid is None or ask is None else mid(bid + ask),
         "spread": None if bid is None or ask is None else signed_price(ask - bid),
-        "bid_total": format_size(sum(sides[0].values())), "ask_total": format_size(sum(sides[1].values())),
     }  # fmt: skip
 
 
-def cut(sides: Sides, depth: int | None, view: View | None) -> dict[str, int] | None:
-    """Return how many levels of each side `shown` leaves out, None if it leaves out none."""
-    if depth is None or all(len(side) <= depth for side in sides):
-        return None
+def whole(sides: Sides, depth: int | None, view: View | None) -> dict[str, Any]:
+    """Return what is told of all levels: how many of each side `shown` leaves out (None: none) and, seen from YES, the totals."""
     names = ("yes", "no") if view is None else ("bids", "asks")
-    return {name: max(0, len(side) - depth) for name, side in zip(names, sides, strict=True)}
+    out = {name: max(0, len(side) - (depth or len(side))) for name, side in zip(names, sides, strict=True)}
+    totals = {} if view is None else {"bid_total": _total(sides[0]), "ask_total": _total(sides[1])}
+    return {**totals, "cut": out if any(out.values()) else None}
+
+
+def _total(side: Mapping[int, int]) -> str:
+    return format_size(sum(side.values()))
 
 
 def best(side: Mapping[int, int], depth: int | None) -> Levels:

@@ -15,6 +15,7 @@ STREAM_MESSAGES: Final = 1_000
 CREDITS: Final[dict[str, tuple[int, bool]]] = {
     "orderbook": (1, False),
     "orderbook_at": (2, False),
+    "orderbooks": (2, True),
     "deltas": (1, True),
     "trades": (1, True),
     "markets": (1, True),
