@@ -1,12 +1,13 @@
 """Brings the topics into being."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
+import structlog
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, for_code
 
 from kalshibook_core.kafka.cluster import Cluster
 from kalshibook_core.kafka.errors import KafkaFault, TopicMismatch
@@ -17,27 +18,65 @@ MAX_RECORD_BYTES: Final = 8 * 1024 * 1024
 
 _OK, _EXISTS = 0, 36  # Kafka protocol error codes NONE and TOPIC_ALREADY_EXISTS
 
-_HEARD_WITHIN_TRIES: Final = 200
-_RETRY_SECONDS: Final = 0.05
+WITHIN_SECONDS: Final = 60.0
+_RETRY_SECONDS: Final = 0.1
+
+_log = structlog.get_logger()
 
 
-async def ensure_topics(cluster: Cluster, topics: tuple[Topic, ...] = ALL) -> None:
+async def ensure_topics(cluster: Cluster, topics: tuple[Topic, ...] = ALL, within: float = WITHIN_SECONDS) -> None:
     """Create the topics that are missing. Raises TopicMismatch if one exists with another partition count.
 
     Any number of processes may do it at once. What exists is left as it is: its policy is its operator's from then on.
-    Raises KafkaFault if the brokers cannot be reached.
+    Brokers that answer, but are slow or not ready, are asked again for so many seconds. Raises KafkaFault where that was not
+    enough, where they refuse, or where none can be reached.
     """
-    async with _client(cluster) as admin:
+    why = "no answer"
+    try:
+        async with asyncio.timeout(within), _client(cluster) as admin:
+            while isinstance(counts := await _attempt(cluster, admin, topics), str):
+                if counts != why:
+                    _log.info("topics_not_ready", why=counts, then="asking again")
+                why = counts
+                await asyncio.sleep(_RETRY_SECONDS)
+    except TimeoutError:
+        raise KafkaFault(
+            f"Kafka at {cluster.brokers} does not have its topics ready after {within:g} s: {why}; "
+            "look at the brokers' load, disks and controller, and start again"
+        ) from None
+    for name, count in counts.items():
+        if count != cluster.partitions:
+            raise TopicMismatch(
+                f"topic {name} has {count} partitions, KB_KAFKA_PARTITIONS says {cluster.partitions}: "
+                "set it to what the topics have; changing their count would send markets to other partitions"
+            )
+
+
+async def _attempt(cluster: Cluster, admin: Any, topics: tuple[Topic, ...]) -> dict[str, int] | str:
+    """Return the partition count of each topic, or why another attempt is needed."""
+    try:
         answer = await admin.create_topics([_new(cluster, topic) for topic in topics])
-        for name, code, *detail in answer.topic_errors:
-            if code not in (_OK, _EXISTS):
-                raise KafkaFault(f"cannot create topic {name}: error {code} {detail[0] if detail else ''}")
-        for name, count in (await _partition_counts(admin, [cluster.topic(topic) for topic in topics])).items():
-            if count != cluster.partitions:
-                raise TopicMismatch(
-                    f"topic {name} has {count} partitions, KB_KAFKA_PARTITIONS says {cluster.partitions}: "
-                    "set it to what the topics have; changing their count would send markets to other partitions"
-                )
+        if why := waits_for({name: code for name, code, *_ in answer.topic_errors}):
+            return why
+        # The controller answers before the brokers have all heard of a new topic, and a producer must not come before that.
+        found = await admin.describe_topics([cluster.topic(topic) for topic in topics])
+        return waits_for({topic["topic"]: topic["error_code"] for topic in found}) or {
+            topic["topic"]: len(topic["partitions"]) for topic in found
+        }
+    except (KafkaError, TimeoutError) as error:
+        return repr(error)
+    except AttributeError as error:
+        return f"no controller is known: {error}"  # aiokafka looks into what it has none of
+
+
+def waits_for(codes: Mapping[str, int]) -> str:
+    """Return what is not ready, by the protocol's error codes of topics; "" where nothing is amiss. Raises KafkaFault where a
+    broker refuses."""
+    amiss = {name: for_code(code) for name, code in codes.items() if code not in (_OK, _EXISTS)}
+    for name, error in amiss.items():
+        if not error.retriable:
+            raise KafkaFault(f"cannot create topic {name}: {error.__name__}: {error.description}")
+    return ", ".join(f"{name}: {error.__name__}" for name, error in amiss.items())
 
 
 async def cluster_id(cluster: Cluster) -> str:
@@ -60,17 +99,6 @@ async def _client(cluster: Cluster) -> AsyncIterator[Any]:
         yield admin
     finally:
         await admin.close()
-
-
-async def _partition_counts(admin: Any, names: list[str]) -> dict[str, int]:
-    # The controller answers before the brokers have all heard of a new topic, and a producer must not come before that.
-    for _ in range(_HEARD_WITHIN_TRIES):
-        found = await admin.describe_topics(names)
-        if all(topic["error_code"] == _OK for topic in found):
-            return {topic["topic"]: len(topic["partitions"]) for topic in found}
-        await asyncio.sleep(_RETRY_SECONDS)
-    missing = [(topic["topic"], topic["error_code"]) for topic in found if topic["error_code"] != _OK]
-    raise KafkaFault(f"the brokers do not know their own topics, by error code: {missing}")
 
 
 def _new(cluster: Cluster, topic: Topic) -> NewTopic:

@@ -11,7 +11,7 @@ import pytest
 from kalshibook_core.kafka import admin, topics
 from kalshibook_core.kafka.cluster import Cluster, partition_of
 from kalshibook_core.kafka.consumer import Consumer, TopicPartition
-from kalshibook_core.kafka.errors import Fenced, ProduceFailed, TopicMismatch
+from kalshibook_core.kafka.errors import Fenced, KafkaFault, ProduceFailed, TopicMismatch
 from kalshibook_core.kafka.producer import Producer
 from kalshibook_core.kafka.reader import read_partition
 from kalshibook_tools.stack import External, local_stack
@@ -179,6 +179,20 @@ async def test_topics_are_made_once_and_a_wrong_count_is_refused(cluster: Cluste
     await asyncio.gather(*(admin.ensure_topics(cluster) for _ in range(3)))
     with pytest.raises(TopicMismatch, match="has 4 partitions, KB_KAFKA_PARTITIONS says 5"):
         await admin.ensure_topics(Cluster(cluster.brokers, cluster.prefix, 5))
+
+
+async def test_topics_of_a_broker_that_stalls_are_waited_for_and_no_longer_than_told(tmp_path: Path) -> None:
+    async with local_stack(tmp_path, external=ONLY_KAFKA, kafka_heap="256m") as stack:
+        cluster, broker = Cluster(stack.addresses.kafka), psutil.Process(stack.processes["kafka"].pid)
+        await admin.cluster_id(cluster)
+        asked = asyncio.ensure_future(admin.ensure_topics(cluster))
+        broker.suspend()
+        try:
+            with pytest.raises(KafkaFault, match=r"does not have its topics ready after 0\.5 s: no answer; look at"):
+                await admin.ensure_topics(cluster, within=0.5)
+        finally:
+            broker.resume()
+        await asked
 
 
 async def test_an_outage_is_waited_out_or_told_but_never_silent(tmp_path: Path) -> None:
