@@ -30,7 +30,8 @@ instant.
 sum over levels of `size * weight(side, price)` modulo 2^64, size in 1/100 contract, price in 1/10,000 dollar, side 0 yes and 1
 no; `weight` is one step of SplitMix64 over `side * 65536 + price`, with its lowest bit set.
 
-**What we do not know** we say: `quality` in every book, `gap` events in deltas and streams, and `/v1/gaps`.
+**What we do not know** we say: `quality` in every answer with data and in streams, `gap` events in deltas and streams, and
+`/v1/gaps`. With `strict=true` an answer that touches a gap, or is later than what is recorded, is a 409 `incomplete` instead.
 
 **Credits.** Charged for answers with status 2xx only: a book now {prices.CREDITS["orderbook"][0]}, a book at an instant
 {prices.CREDITS["orderbook_at"][0]}, books at many instants {prices.CREDITS["orderbooks"][0]} and other lists 1 per
@@ -51,6 +52,7 @@ _PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {
     401: {"model": models.Envelope, "description": "No key (`missing_key`) or not a live one (`unknown_key`)."},
     402: {"model": models.Envelope, "description": "`out_of_credits`."},
     404: {"model": models.Envelope, "description": "`unknown_market`, or `not_recorded_yet` with the first instant recorded."},
+    409: {"model": models.Envelope, "description": "`incomplete`: with `strict=true`; `details.quality` says what is missing."},
     422: {"model": models.Envelope, "description": "`invalid_parameter`: the message says what is expected."},
     500: {"model": models.Envelope, "description": "`internal`, or `corrupt_history`: what is stored contradicts itself."},
     503: {"model": models.Envelope, "description": "`storage_unavailable`, `metering_unavailable`: try again."},

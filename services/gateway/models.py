@@ -60,14 +60,25 @@ class Proof(Model):
 
 
 class Quality(Model):
-    """What is not known about the answer."""
+    """What is not known in [from, to): of a list, the span that this page covers; of a book, the microsecond of `at`."""
 
     state: Literal["complete", "gap", "pending", "ended"] = Field(
-        description="complete: every event up to `at` is in the book. gap: `at` lies in `gap`; the book is the last one known. "
-        "pending: `at` is later than `recorded_through`; events may still come. ended: the same, but the market was determined "
-        "or settled and its recording ended with it."
+        description="The worst of any instant. complete: all that happened is in the answer. gap: it touches a gap; of a book, "
+        "the levels are the last ones known. pending: it reaches past `recorded_through`; events may still come. ended: the "
+        "same, but the market was determined or settled and its recording ended with it."
     )
-    gap: GapSpan | None
+    from_: str = Field(alias="from", examples=[AT])
+    to: str = Field(examples=[AT])
+    gap: GapSpan | None = Field(description="The first of `gaps`.")
+    gaps: list[GapSpan] = Field(description="Gaps that touch it, by start; at most 100.")
+    more: bool = Field(description="There are more gaps than are listed; /v1/gaps has all.")
+    uncovered_us: int = Field(description="Microseconds up to `recorded_through` that lie in a gap.")
+    completeness_ppm: int | None = Field(
+        description="Covered microseconds in parts per million of those in which there was anything to record, rounded down; "
+        "null if there was none. Gaps of the causes exchange_maintenance, trading_pause and market_closed do not lower it."
+    )
+    recorded_through: str = Field(description="Up to this instant all that will ever come is recorded.", examples=[AT])
+    pending: bool = Field(description="Part of the span is later than that, and the market has not ended.")
 
 
 class CutBids(Model):
@@ -204,6 +215,7 @@ class Deltas(Model):
 
     data: list[Snapshot | Delta | GapEvent]
     next_cursor: str | None
+    quality: Quality
 
 
 class Trade(Model):
@@ -225,6 +237,7 @@ class Trades(Model):
 
     data: list[Trade]
     next_cursor: str | None
+    quality: Quality
 
 
 class Gap(GapSpan):

@@ -39,6 +39,7 @@ from services.gateway.metering import store as ledger_store
 from services.gateway.metering.ledger import Ledger
 from services.gateway.metering.meter import Meter
 from services.gateway.metering.outbox import Outbox
+from services.gateway.quality.store import Store as Quality
 from services.gateway.settings import Settings
 from services.gateway.usage import routes as usage_routes
 from services.gateway.usage import store as usage_store
@@ -59,7 +60,11 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             cache(settings.redis_url) as redis,
         ):
             prefix = settings.cluster.prefix
-            feed, latest, histories = Feed(settings.cluster, settings.ring_events), Latest(redis, prefix), History(pool)
+            feed, latest, histories = (
+                Feed(settings.cluster, settings.ring_events, clock.monotonic),
+                Latest(redis, prefix),
+                History(pool),
+            )
             outbox, ledger = Outbox(redis, prefix, clock.now_us), Ledger(pool)
             meter = Meter(redis, outbox, partial(ledger_store.used_since, pool), prefix, clock.now_us, clock.monotonic)
             lookup = Lookup(partial(key_store.find, pool), clock.monotonic)
@@ -99,8 +104,8 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
 
             application = app.create([
                 market_routes.routes(Markets(pool)),
-                history_routes.routes(histories, latest.book, feed.whole_through, clock.now_us),
-                history_series.routes(histories, feed.whole_through),
+                history_routes.routes(histories, latest.book, feed.through, Quality(pool, feed.through), clock.now_us),
+                history_series.routes(histories, feed.through),
                 usage_routes.routes(partial(usage_store.by_day, pool), clock.now_us),
                 stream.routes(open_stream),
             ])  # fmt: skip

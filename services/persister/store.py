@@ -51,6 +51,10 @@ UPDATE markets SET
     close_us = coalesce($8, close_us), settled_us = coalesce($9, settled_us), updated_us = $10, body = coalesce($11, body)
 WHERE id = $1"""
 
+_RECORDED: Final = """
+UPDATE markets m SET recorded_us = begun.effective_us FROM unnest($1::int[], $2::bigint[]) AS begun (id, effective_us)
+WHERE m.id = begun.id"""
+
 # A trade or checkpoint that is already there is the same one again (the deduplicator's window for trades is bounded, and a
 # reconstructor writes a checkpoint twice after a crash); both are counted by what the insert reports.
 _TRADES: Final = """
@@ -206,6 +210,8 @@ async def _insert(connection: Any, batch: Batch, ids: Mapping[str, int]) -> dict
     for statement, of_trades in ((_GAPS, False), (_TRADE_GAPS, True)):
         gaps = [gap for gap in batch.gap_rows.values() if (gap.channel == TRADES) is of_trades]
         await insert("gaps", statement, [(ids[gap.ticker], *gap[1:]) for gap in gaps])
+    if begun := [event for event in batch.snapshots if event.version == 1]:
+        await connection.execute(_RECORDED, [ids[e.market_ticker] for e in begun], [e.effective_us for e in begun])
     if batch.market_changes:
         await connection.executemany(
             _DESCRIBE, sorted((ids[ticker], *change[1:]) for ticker, change in batch.market_changes.items())

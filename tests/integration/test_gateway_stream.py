@@ -196,7 +196,10 @@ async def test_what_a_stream_says_of_the_unknown(
             await websocket.send(subscribe("KXA", "KXB", "KXA"))
             client.take(await websocket.recv())
             begun = client.take(await websocket.recv())  # KXA lies in a gap; KXB has no book yet and stays silent
-            assert begun["quality"] == {"state": "gap", "gap": forms.gap(exchange.markets["KXA"].at, None, "disconnect")}
+            gap = forms.gap(exchange.markets["KXA"].at, None, "disconnect")
+            assert (begun["quality"]["state"], begun["quality"]["gap"], begun["quality"]["uncovered_us"]) == ("gap", gap, 1)
+            told = client.take(await websocket.recv())
+            assert (told["type"], told["version"], told["quality"]) == ("quality", begun["version"], begun["quality"])
             opened = exchange.markets["KXA"].at
             for ticker in ("KXB", "KXA"):
                 made = exchange.publish(ticker, 1)
@@ -205,6 +208,8 @@ async def test_what_a_stream_says_of_the_unknown(
                 assert (message["type"], message["version"]) == ("snapshot", made.version)
                 ended = None if ticker == "KXB" else forms.gap(opened, made.effective_us, "disconnect")
                 assert message["gap"] == ended
+                told = client.take(await websocket.recv())  # that a gap ended, or that the book begins
+                assert (told["type"], told["version"], told["quality"]["state"]) == ("quality", made.version, "complete")
             await websocket.send(orjson.dumps({"action": "unsubscribe", "tickers": ["KXA"]}).decode())
             assert client.take(await websocket.recv())["type"] == "unsubscribed"
             exchange.publish("KXA", 1)
@@ -241,6 +246,7 @@ async def test_a_book_in_redis_that_is_too_old_is_waited_for_not_bridged(
                     await websocket.recv()
             await exchange.show("KXA")
             assert client.take(await websocket.recv())["version"] == 101
+            assert client.take(await websocket.recv())["type"] == "quality"
             exchange.publish("KXA", 3)
             await exchange.producer.flush()
             assert client.take(await websocket.recv())["version"] == 102

@@ -148,6 +148,8 @@ async def write(
             assert partition is not None
             await partitions.create(connection, partition)
         await connection.copy_records_to_table(table, records=made)
+    if events and events[0].version == 1:
+        await connection.execute("UPDATE markets SET recorded_us = $2 WHERE id = $1", market_id, events[0].effective_us)
     for event in events:
         if isinstance(event, Gap):
             await connection.execute(

@@ -14,8 +14,10 @@ from kalshibook_core.kalshi.numbers import format_price, format_size
 from kalshibook_core.orderbook.checksum import to_hex, to_signed
 from kalshibook_core.postgres import levels
 from kalshibook_core.postgres.runs import DELTA, SNAPSHOT, Event
-from kalshibook_core.wire.events import Checkpoint
-from services.gateway import forms, instants, models, pages
+from kalshibook_core.wire.events import BOOK, TRADES, Checkpoint
+from kalshibook_core.wire.quality import Quality
+from services.gateway import completeness, forms, instants, models, pages
+from services.gateway.completeness import Measure, Strict
 from services.gateway.errors import ApiError, invalid, unknown_market
 from services.gateway.history import points
 from services.gateway.history.fold import CorruptHistory, State
@@ -23,10 +25,11 @@ from services.gateway.history.store import Store
 from services.gateway.history.views import View, shown, whole
 
 TICKER: Final = re.compile(r"[A-Za-z0-9._\-]{1,200}", re.ASCII)
-OVER: Final = {"determined", "settled", "finalized", "disputed", "amended"}
-"""Market states after which the exchange sends no book any more (Kalshi docs, market lifecycle)."""
 
 log = structlog.get_logger()
+
+Found = tuple[State, int, Quality]
+"""A book, how many microseconds ago its last event was, and what is to be said of it."""
 
 Ticker = Annotated[str, Path(description="The market's ticker.", examples=["KXHIGHNY-25NOV03-B61.5"])]
 Limit = Annotated[int, Query(ge=1, le=pages.MAX_LIMIT, description="Rows per page.")]
@@ -70,12 +73,13 @@ def routes(
     store: Store,
     latest: Callable[[str], Awaitable[Checkpoint | None]],
     whole_through: Callable[[str], int],
+    measure: Measure,
     now_us: Callable[[], int],
 ) -> APIRouter:
     """Return the room's routes.
 
     `latest` gives the live book of a ticker or None; `whole_through` the instant up to which everything received for the
-    ticker's partition is stored (0: unknown).
+    ticker's partition is stored (0: unknown); `measure` the quality of a market's record in a span.
     """
     router = APIRouter(prefix="/v1")
 
@@ -90,7 +94,7 @@ def routes(
             return state.gap[0], None, state.gap[1]
         return stored
 
-    async def book_now(ticker: str, depth: int | None, view: View | None) -> Response:
+    async def book_now(ticker: str) -> Found:
         checkpoint = await latest(ticker) if TICKER.fullmatch(ticker) else None
         if checkpoint is not None:
             state = State()
@@ -107,10 +111,9 @@ def routes(
             gap = await gap_of(market_id, state, state.effective_us)
         # "Now" is the instant of the last event: of a later one nothing is claimed, staleness tells how long ago it was.
         staleness = max(0, now_us() - state.effective_us)
-        quality = "gap" if state.in_gap else "complete"
-        return answer(ticker, state, state.effective_us, staleness, state.effective_us, quality, gap, depth, view)
+        return state, staleness, completeness.at_instant(state.effective_us, state.effective_us, gap)
 
-    async def book_at(ticker: str, at_us: int, depth: int | None, view: View | None) -> Response:
+    async def book_at(ticker: str, at_us: int) -> Found:
         market_id = await known(ticker)
         through = whole_through(ticker)  # before the query: what is stored only grows
         state = await store.book_at(market_id, at_us)
@@ -122,28 +125,24 @@ def routes(
         through = max(through, state.effective_us - 1)
         if at_us > through and (later := state.later_us or await store.recorded_later(market_id, at_us)) is not None:
             through = later - 1
-        gap, quality = await gap_of(market_id, state, at_us), "complete"
-        if state.in_gap:
-            quality = "gap"
-        elif at_us > through:
-            quality = await open_end(market_id)
-        return answer(ticker, state, at_us, at_us - state.effective_us, through, quality, gap, depth, view)
+        gap = await gap_of(market_id, state, at_us)
+        ended = at_us > through and await over(market_id)
+        return state, at_us - state.effective_us, completeness.at_instant(at_us, through, gap, ended)
 
-    async def book_received(ticker: str, received_us: int, depth: int | None, view: View | None) -> Response:
+    async def book_received(ticker: str, received_us: int) -> Found:
         market_id = await known(ticker)
         through = whole_through(ticker)
         state, later = await points.as_received(store, market_id, received_us)
         if state is None:
             first = await store.first_recorded(market_id)
             raise not_recorded(ticker, None, first, pending=first is None and await store.checkpointed(market_id))
-        gap, quality = await gap_of(market_id, state, state.effective_us), "complete"
-        if state.in_gap:
-            quality = "gap"
-        elif not later and received_us > through - points.DISORDER_US:
-            quality = await open_end(market_id)
-        return answer(ticker, state, state.effective_us, 0, max(through, state.effective_us - 1), quality, gap, depth, view)
+        gap = await gap_of(market_id, state, state.effective_us)
+        quality = completeness.at_instant(state.effective_us, max(through, state.effective_us), gap)
+        if not later and received_us > through - points.DISORDER_US:
+            quality = completeness.later(quality, await over(market_id))
+        return state, 0, quality
 
-    async def book_after(ticker: str, version: int, depth: int | None, view: View | None) -> Response:
+    async def book_after(ticker: str, version: int) -> Found:
         market_id = await known(ticker)
         through = whole_through(ticker)
         state = await points.after_version(store, market_id, version)
@@ -154,11 +153,11 @@ def routes(
                 "is the book now and says its version.",
                 market_ticker=ticker, version=version,
             )  # fmt: skip
-        gap, quality = await gap_of(market_id, state, state.effective_us), "gap" if state.in_gap else "complete"
-        return answer(ticker, state, state.effective_us, 0, max(through, state.effective_us - 1), quality, gap, depth, view)
+        gap = await gap_of(market_id, state, state.effective_us)
+        return state, 0, completeness.at_instant(state.effective_us, max(through, state.effective_us), gap)
 
-    async def open_end(market_id: int) -> str:
-        return "ended" if await store.status(market_id) in OVER else "pending"
+    async def over(market_id: int) -> bool:
+        return await store.status(market_id) in completeness.OVER
 
     @router.get("/orderbook/{ticker}", response_model=models.Book | models.YesBook, name="orderbook")
     async def orderbook(
@@ -171,6 +170,7 @@ def routes(
         version: Annotated[int | None, Query(ge=1, lt=2**31, description="The book exactly after this version.")] = None,
         depth: Depth = None,
         view: AsSeen = None,
+        strict: Strict = False,
     ) -> Response:
         """The full book of a market: now, at any recorded instant, as we knew it at any instant, or after any version.
 
@@ -185,14 +185,16 @@ def routes(
         request.state.endpoint = "orderbook_at" if given else "orderbook"
         try:
             if at is not None:
-                return await book_at(ticker, instant("at", at, 0), depth, view)
-            if received_at is not None:
-                return await book_received(ticker, instant("received_at", received_at, 0), depth, view)
-            if version is not None:
-                return await book_after(ticker, version, depth, view)
-            return await book_now(ticker, depth, view)
+                found = await book_at(ticker, instant("at", at, 0))
+            elif received_at is not None:
+                found = await book_received(ticker, instant("received_at", received_at, 0))
+            elif version is not None:
+                found = await book_after(ticker, version)
+            else:
+                found = await book_now(ticker)
         except CorruptHistory as error:
             raise corrupt(ticker, error) from error
+        return answer(ticker, *found, depth, view, strict)
 
     @router.get("/deltas/{ticker}", response_model=models.Deltas, name="deltas")
     async def deltas(
@@ -203,6 +205,7 @@ def routes(
         after_version: Annotated[int, Query(ge=0, lt=2**31, description="Only events with a greater version.")] = 0,
         limit: Limit = 100,
         cursor: Cursor = None,
+        strict: Strict = False,
     ) -> Response:
         """Every book event of a market, by version: snapshots, deltas and gaps, with `from` <= effective_at < `to`.
 
@@ -211,8 +214,11 @@ def routes(
         """
         market_id = await known(ticker)
         from_us, to_us = instant("from", from_, 0), instant("to", to, instants.LAST_US + 1)
+        since = None if from_ is None else from_us
         if cursor is not None:
             from_us, after_version = pages.decode(cursor, int, int)
+            since = from_us
+        through = await measure.through(ticker, market_id, BOOK, since, None if to is None else to_us)
         try:
             events = await store.events(market_id, from_us, to_us, min(after_version, 2**31 - 1), limit + 1)
         except CorruptHistory as error:
@@ -222,10 +228,16 @@ def routes(
         if any(row.kind != DELTA for row in rows):
             found = await store.gaps_between(market_id, rows[0].effective_us, rows[-1].effective_us)
         request.state.rows = len(rows)
+        if rows:
+            through = max(through, rows[-1].effective_us - 1)
+        if since is None and after_version:
+            since = rows[0].effective_us if rows else through
+        until = rows[-1].effective_us if more else None if to is None else to_us
+        quality = await measure.quality(market_id, BOOK, since, until, through)
         following = pages.encode(rows[-1].effective_us, rows[-1].version) if more else None
         by_start = {gap[0]: gap[:3] for gap in found}
         by_version = {gap[3]: gap[:3] for gap in found}
-        return page([event_row(row, by_start, by_version) for row in rows], following)
+        return page([event_row(row, by_start, by_version) for row in rows], following, completeness.checked(quality, strict))
 
     @router.get("/trades/{ticker}", response_model=models.Trades, name="trades")
     async def trades(
@@ -235,17 +247,22 @@ def routes(
         to: Instant = None,
         limit: Limit = 100,
         cursor: Cursor = None,
+        strict: Strict = False,
     ) -> Response:
         """Every trade of a market, by exchange time, with `from` <= exchange_at < `to`. Each trade once."""
         market_id = await known(ticker)
-        after = (instant("from", from_, 0), "")
+        after, to_us = (instant("from", from_, 0), ""), instant("to", to, instants.LAST_US + 1)
+        since = None if from_ is None else after[0]
         if cursor is not None:
             after = tuple(pages.decode(cursor, int, str))
-        found = await store.trades(market_id, instant("to", to, instants.LAST_US + 1), after, limit + 1)
-        rows, more = pages.cut(found, limit)
+            since = after[0]
+        through = await measure.through(ticker, market_id, TRADES, since, None if to is None else to_us)
+        rows, more = pages.cut(await store.trades(market_id, to_us, after, limit + 1), limit)
         request.state.rows = len(rows)
+        until = rows[-1]["exchange_us"] if more else None if to is None else to_us
+        quality = await measure.quality(market_id, TRADES, since, until, through)
         following = pages.encode(rows[-1]["exchange_us"], rows[-1]["trade_id"]) if more else None
-        return page([trade_row(ticker, row) for row in rows], following)
+        return page([trade_row(ticker, row) for row in rows], following, completeness.checked(quality, strict))
 
     @router.get("/gaps", response_model=models.Gaps, name="gaps")
     async def gaps(
@@ -274,21 +291,19 @@ def routes(
 def answer(
     ticker: str,
     state: State,
-    at_us: int,
     staleness_us: int,
-    through_us: int,
-    quality: str,
-    gap: tuple[int, int | None, str] | None,
+    quality: Quality,
     depth: int | None,
     view: View | None,
+    strict: bool,
 ) -> Response:
-    """Return a book with its proof and quality."""
+    """Return a book with its proof and quality; raise the 409 where `strict` does not take it."""
     start = state.start
     assert start is not None  # a state with events began somewhere
     received = instants.optional_text(state.recv_us)
     return _json({
         "market_ticker": ticker,
-        "at": instants.text(at_us),
+        "at": instants.text(quality.from_us),
         "version": state.version,
         "checksum": to_hex(to_signed(state.book.checksum)),
         **shown(state.book.sides, depth, view),
@@ -301,9 +316,9 @@ def answer(
             "last_event_at": instants.text(state.effective_us),
             "last_event_received_at": received,
             "staleness_us": staleness_us,
-            "recorded_through": instants.text(through_us),
+            "recorded_through": instants.text(quality.through_us),
         },
-        "quality": {"state": quality, "gap": None if gap is None else forms.gap(*gap)},
+        "quality": completeness.checked(quality, strict),
     })  # fmt: skip
 
 
@@ -374,9 +389,10 @@ def gap_row(row: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def page(rows: list[dict[str, Any]], next_cursor: str | None) -> Response:
-    """Return a list answer."""
-    return _json({"data": rows, "next_cursor": next_cursor})
+def page(rows: list[dict[str, Any]], next_cursor: str | None, quality: dict[str, Any] | None = None) -> Response:
+    """Return a list answer; `quality` is the block of the span that the page covers."""
+    told = {} if quality is None else {"quality": quality}
+    return _json({"data": rows, "next_cursor": next_cursor, **told})
 
 
 def _json(content: dict[str, Any]) -> Response:

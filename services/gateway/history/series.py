@@ -9,11 +9,11 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from services.gateway import models, pages
+from services.gateway.completeness import OVER
 from services.gateway.errors import invalid
 from services.gateway.history import intervals, sampling
 from services.gateway.history.fold import CorruptHistory
 from services.gateway.history.routes import (
-    OVER,
     AsSeen,
     Cursor,
     Depth,

@@ -2,7 +2,9 @@
 
 A client sends {"action": "subscribe", "tickers": ["…", …]} or {"action": "unsubscribe", …}. For each ticker it gets a message of
 type "snapshot" (the latest book: with `quality`, which says if it lies in a gap) and then the rows of /v1/deltas, each with the
-next version. Where the stream cannot go on without a hole, it sends a new such snapshot and goes on from there.
+next version. A message of type "quality" says at the beginning, and after each event that opens or ends a gap, what is to be
+said of the market's book from that version on. Where the stream cannot go on without a hole, it sends a new such snapshot and
+goes on from there.
 
 A client that does not read fast enough is closed with 1008 "too slow" once `queue` messages wait for it; nobody else waits
 for it. 1001 means this gateway is stopping: connect again. 1008 "out_of_credits" and 1013 speak for themselves.
@@ -10,7 +12,7 @@ for it. 1001 means this gateway is stopping: connect again. 1008 "out_of_credits
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
@@ -21,9 +23,9 @@ from starlette.websockets import WebSocketDisconnect, WebSocketState
 
 from kalshibook_core.orderbook.checksum import to_hex
 from kalshibook_core.wire.events import Checkpoint
-from services.gateway import forms, instants
+from services.gateway import completeness, forms, instants
 from services.gateway.errors import ApiError, unknown_market
-from services.gateway.live.feed import Feed
+from services.gateway.live.feed import Feed, quality
 
 MAX_TICKERS: Final = 1_000
 """Markets one socket may follow."""
@@ -73,7 +75,7 @@ class Socket:
             self._why = (code, reason)
             self._ended.set()
 
-    def event(self, ticker: str, version: int, message: bytes) -> None:
+    def event(self, ticker: str, version: int, messages: Sequence[bytes]) -> None:
         """Take the next event of a market."""
         expected = self._expected.get(ticker)
         if expected is None or version < expected:
@@ -82,7 +84,8 @@ class Socket:
             self.lost(ticker)
             return
         self._expected[ticker] = version + 1
-        self.push(message)
+        for message in messages:
+            self.push(message)
 
     def lost(self, ticker: str) -> None:
         """Begin the market again from its latest book."""
@@ -157,9 +160,11 @@ class Socket:
             return False
         if book is not None:
             self.push(snapshot(book))
+            self.push(quality(book.market_ticker, book.version, book.effective_us, gap_of(book)))
         version = 0 if book is None else book.version
-        for version, message in events:  # noqa: B007 (the last one stays)
-            self.push(message)
+        for version, messages in events:  # noqa: B007 (the last one stays)
+            for message in messages:
+                self.push(message)
         self._expected[ticker] = version + 1
         self._feed.follow(ticker, self)
         return True
@@ -296,12 +301,17 @@ def problem(error: ApiError) -> bytes:
     return orjson.dumps({"type": "error", **orjson.loads(error.body())})
 
 
+def gap_of(book: Checkpoint) -> tuple[int, None, str] | None:
+    """Return the gap that the latest book lies in."""
+    return None if book.gap_start_us is None else (book.gap_start_us, None, book.gap_cause or "")
+
+
 def snapshot(book: Checkpoint) -> bytes:
     """Return the latest book as the message that begins a market."""
-    gap = None if book.gap_start_us is None else forms.gap(book.gap_start_us, None, book.gap_cause or "")
+    told = completeness.block(completeness.at_instant(book.effective_us, book.effective_us, gap_of(book)))
     return orjson.dumps({
         "type": "snapshot", "market_ticker": book.market_ticker, "version": book.version,
         "effective_at": instants.text(book.effective_us), "exchange_at": None, "recv_at": None,
         "yes": forms.levels(book.yes), "no": forms.levels(book.no), "checksum": to_hex(book.checksum), "gap": None,
-        "quality": {"state": "complete" if gap is None else "gap", "gap": gap},
+        "quality": told,
     })  # fmt: skip

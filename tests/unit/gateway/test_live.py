@@ -47,13 +47,13 @@ def test_coverage_never_claims_what_is_not_stored(steps: list[tuple[int, int]], 
 
 @given(st.lists(st.integers(1, 9), max_size=30))
 def test_a_socket_passes_each_version_on_once_and_begins_again_at_a_hole(versions: list[int]) -> None:
-    socket = Socket(Feed(Cluster("nowhere"), 10), 1000)
+    socket = Socket(Feed(Cluster("nowhere"), 10, lambda: 0.0), 1000)
     socket.subscribe(["a"])
-    socket.event("a", 3, b"too early")
+    socket.event("a", 3, [b"too early"])
     socket._expected["a"] = expected = 3
     sent, holed = [], False
     for version in versions:
-        socket.event("a", version, b"%d" % version)
+        socket.event("a", version, [b"%d" % version])
         if not holed and version == expected:
             sent.append(b"%d" % version)
             expected += 1
@@ -64,7 +64,7 @@ def test_a_socket_passes_each_version_on_once_and_begins_again_at_a_hole(version
 
 
 def test_a_full_socket_is_cut_and_takes_no_more() -> None:
-    socket = Socket(Feed(Cluster("nowhere"), 10), 16)
+    socket = Socket(Feed(Cluster("nowhere"), 10, lambda: 0.0), 16)
     for number in range(40):
         socket.push(b"%d" % number)
     socket.end(1001, "going away")

@@ -82,7 +82,7 @@ def test_every_route_has_a_price_and_an_unknown_plan_gets_nothing() -> None:
 
     nothing = None
     routers = [
-        history.routes(nothing, nothing, nothing, nothing),  # type: ignore[arg-type]
+        history.routes(nothing, nothing, nothing, nothing, nothing),  # type: ignore[arg-type]
         series.routes(nothing, nothing),  # type: ignore[arg-type]
         markets.routes(nothing),  # type: ignore[arg-type]
         usage.routes(nothing, nothing),  # type: ignore[arg-type]
