@@ -219,6 +219,14 @@ def parse_trade(message: Envelope) -> Trade:
         raise UnparsableFrame(message.type, _why(error)) from None
 
 
+def parse_rest_trade(body: dict[str, Any]) -> Trade:
+    """Read a trade of GET /markets/trades or /historical/trades (Kalshi docs); raise UnparsableFrame."""
+    try:
+        return parse_trade(Envelope(TRADE, -1, -1, body["ticker"], 0, time_us(body["created_time"]), body))
+    except (KeyError, TypeError, ValueError) as error:
+        raise UnparsableFrame(TRADE, _why(error)) from None
+
+
 def parse_ticker(message: Envelope) -> Ticker:
     """Read a ticker; raise UnparsableFrame for a field that is there and not a number of its kind."""
     msg = message.msg

@@ -16,6 +16,15 @@ BOOK, TRADES, TICKERS, LIFECYCLE = "orderbook_delta", "trade", "ticker", "market
 EVENT, SERIES, AUDIT = "event", "series", "orderbook"
 """What a REST record holds: our words for it, in place of a channel; "" for a market's definition."""
 
+FILLED: Final = "trade_gap_filled"
+"""Likewise, of ours: REST was read over a whole gap of trades. `{"start_us": …, "end_us": …, "cause": …}`, behind its trades."""
+
+BY_REST: Final = -1
+"""The `connection` of what no connection delivered."""
+
+IMPORTED: Final = "import-"
+"""What the name of a gatherer begins with that played recorded frames in (`kb import`)."""
+
 Level = tuple[int, int]
 """(price, size)"""
 
@@ -27,7 +36,7 @@ class RawKind(StrEnum):
     STALE = "STALE"  # a frame whose seq its sid had already passed: kept, never applied
     BREAK = "BREAK"  # from here on the connection cannot vouch for this market on this channel; `detail` is the cause
     RESUME = "RESUME"  # trades only (a book resumes by its snapshot): vouched for again from `clock_us` on
-    REST = "REST"  # an object of a REST body; `channel` says which kind, `detail` is the request path
+    REST = "REST"  # an object of a REST body (a trade's `channel` is "trade"); `channel` says which kind, `detail` is the path
     START = "START"  # a gatherer's process begins: whatever an earlier one said in this partition, and left unended, is over
 
 
@@ -134,7 +143,8 @@ class Gap(NamedTuple):
     """kalshi.book.v1 and kalshi.trades.v1: from `start_us` on the market is not known.
 
     In the book stream it takes a version, `end_us` is None, and the snapshot that ends it says so. In the trades stream
-    (version 0) the same gap comes twice: when it opens, and with `end_us` when it closes.
+    (version 0) the same gap comes twice: when it opens, and with `end_us` when it closes. A third time, of no connection
+    (`BY_REST`), it says that REST was read over all of it, and that its trades stand before.
     """
 
     market_ticker: str
@@ -153,7 +163,11 @@ class Gap(NamedTuple):
 
 
 class Trade(NamedTuple):
-    """kalshi.trades.v1: one trade, unique by `trade_id`."""
+    """kalshi.trades.v1: one trade, unique by `trade_id` but for REST's word.
+
+    A trade that REST tells (its connection is `BY_REST`) stands there as often as it was read, whether a connection delivered it
+    or not, and its `exchange_us` has microseconds where the stream has milliseconds.
+    """
 
     market_ticker: str
     trade_id: str
@@ -170,6 +184,13 @@ class Trade(NamedTuple):
     sid: int
     seq: int
     raw_offset: int
+
+
+def origin(trade: Trade) -> str:
+    """Return where a trade came from: "stream", "rest", or the name of what was imported ("import-…")."""
+    if trade.connection == BY_REST:
+        return "rest"
+    return trade.gatherer if trade.gatherer.startswith(IMPORTED) else "stream"
 
 
 class Ticker(NamedTuple):

@@ -5,7 +5,9 @@ Exit codes: 0 done, 1 failed (one line on standard error says what to do), 2 ask
 
 import asyncio
 import importlib
-from collections.abc import Coroutine
+import json
+from collections.abc import Coroutine, Mapping
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -15,6 +17,8 @@ from kalshibook_core.runtime.settings import ConfigurationError
 
 _T = TypeVar("_T")
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
 _COMMANDS = {
     "up": "kalshibook_tools.cli.up:up",
     "status": "kalshibook_tools.cli.state:status",
@@ -22,6 +26,7 @@ _COMMANDS = {
     "reset": "kalshibook_tools.cli.state:reset",
     "migrate": "kalshibook_tools.cli.migrate:migrate",
     "keys": "kalshibook_tools.cli.keys:keys",
+    "backfill": "kalshibook_tools.cli.backfill:backfill",
     "verify": "kalshibook_tools.cli.verify:verify",
     "verify-merge": "kalshibook_tools.cli.verify_merge:verify_merge",
     "simulator": "kalshibook_tools.simulator.__main__:command",
@@ -53,6 +58,7 @@ def kb() -> None:
       kb up --recording FOLDER --speed max      play recorded frames through all of it, then end
       kb status                                 what runs, how far it is, which gaps there are
       kb keys create --account me --plan demo   a key for the API
+      kb backfill trades                        fill gaps of trades from the exchange's history
     """
 
 
@@ -64,6 +70,20 @@ home_option = click.option(
     show_default=True,
     help="Folder that holds all state: data, logs, ports, keys. Also from KB_HOME.",
 )
+
+
+class Instant(click.ParamType[int]):
+    """An instant on the command line, as microseconds since the epoch."""
+
+    name = "instant"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Read RFC 3339, or a day; without an offset it is UTC."""
+        try:
+            at = datetime.fromisoformat(str(value))
+        except ValueError:
+            self.fail(f"{value!r} is no instant such as 2026-11-21 or 2026-11-21T14:00:00Z", param, ctx)
+        return (at.replace(tzinfo=at.tzinfo or UTC) - _EPOCH) // timedelta(microseconds=1)
 
 
 def fail(message: str, code: int = 1) -> NoReturn:
@@ -87,6 +107,30 @@ def run(work: Coroutine[Any, Any, _T]) -> _T:
         raise SystemExit(2) from error
     except known as error:
         fail(str(error))
+
+
+def capture_environment(home: Path, env: Mapping[str, str], exchange: str | None) -> dict[str, str]:
+    """Return the environment of a process that asks the exchange and writes to the broker: of what runs in `home`, where `env`
+    does not say otherwise. Raises ConfigurationError.
+    """
+    from kalshibook_tools.supervisor.home import Home
+
+    here = Home(home.resolve())
+    state = here.state()
+    runs = state["state"] != "stopped"
+    found = {**(state.get("addresses") or {} if runs else {}), **env}
+    if not found.get("KB_KAFKA_BROKERS"):
+        raise ConfigurationError(f"KB_KAFKA_BROKERS is not set, and nothing runs in {home}: set it, or `kb up` first")
+    if exchange:
+        found["KB_KALSHI_ENV"] = exchange
+    elif "KALSHI_API_KEY_ID" not in found and "simulator" in state["services"]:
+        try:
+            told = json.loads((here.path / "simulator.json").read_text())
+        except (OSError, ValueError) as error:
+            raise ConfigurationError(f"the simulator of {home} does not say where it is ({error}): `kb up` first") from None
+        found |= {"KB_KALSHI_WS_URL": told["ws_url"], "KB_KALSHI_REST_URL": told["rest_url"]}
+        found |= {"KALSHI_API_KEY_ID": told["key_ids"][0], "KALSHI_PRIVATE_KEY_PATH": told["private_key_path"]}
+    return found
 
 
 def database(home: Path, given: str | None) -> str:

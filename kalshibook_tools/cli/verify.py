@@ -1,16 +1,13 @@
 """`kb verify`: whether the archive is what was written, makes itself again from its raw rows, and equals the database."""
 
 from contextlib import AsyncExitStack
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import click
 
 from kalshibook_core.runtime.settings import ConfigurationError
-from kalshibook_tools.cli.command import database, dsn_option, fail, home_option, run
+from kalshibook_tools.cli.command import Instant, database, dsn_option, fail, home_option, run
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _ROWS = (
     ("files", "files read, each what its commit says"),
     ("events_proved", "archived events that the raw rows make"),
@@ -27,25 +24,14 @@ _ROWS = (
 )
 
 
-class _Instant(click.ParamType[int]):
-    name = "instant"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        try:
-            at = datetime.fromisoformat(str(value))
-        except ValueError:
-            self.fail(f"{value!r} is no instant such as 2026-11-21 or 2026-11-21T14:00:00Z", param, ctx)
-        return (at.replace(tzinfo=at.tzinfo or UTC) - _EPOCH) // timedelta(microseconds=1)
-
-
 @click.command()
 @home_option
 @dsn_option
 @click.option("--archive", "location", envvar="KB_ARCHIVE", help="A folder or s3://bucket/prefix; by default KB_HOME/archive.")
 @click.option("--endpoint", envvar=["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"], default="", help="S3's address, if not Amazon's.")
 @click.option("--market", metavar="TICKER", help="Compare only this market.")
-@click.option("--from", "from_us", type=_Instant(), default="1970-01-01", help="Compare events from this instant on (UTC).")
-@click.option("--to", "to_us", type=_Instant(), help="Compare events before this instant.")
+@click.option("--from", "from_us", type=Instant(), default="1970-01-01", help="Compare events from this instant on (UTC).")
+@click.option("--to", "to_us", type=Instant(), help="Compare events before this instant.")
 @click.option("--keep", is_flag=True, help="Leave damaged files where they are.")
 @click.option("--window", envvar="KB_DEDUPLICATOR_WINDOW", default=10_000, show_default=True, help="As the deduplicator had it.")
 @click.option("--patience", envvar="KB_DEDUPLICATOR_PATIENCE_SECONDS", default=300, show_default=True, help="Likewise.")

@@ -15,19 +15,26 @@ from kalshibook_tools.simulator.frames import BOOK, CHANNEL_OF_TYPE, TICKER, TRA
 from kalshibook_tools.simulator.market import Delta, Event, Market, Notice, Snapshot, Summary, Trade
 from kalshibook_tools.simulator.subscriptions import Subscription
 
-RECENT_TRADES = 10_000
-"""How many trades GET /markets/trades can reach back to."""
+RECENT_TRADES = 50_000
+"""How many trades GET /markets/trades and /historical/trades can reach back to, together."""
+
+LIVE_SECONDS = 90 * 86_400.0
+"""How long a trade or a settled market is live before it is historical (Kalshi docs, "Historical data": three months)."""
 
 
 class Exchange:
     """All markets, and the index of who subscribed to what."""
 
-    def __init__(self, *, clock_us: Callable[[], int], source: str, truth_limit: int, clients: int = 1) -> None:
+    def __init__(
+        self, *, clock_us: Callable[[], int], source: str, truth_limit: int, clients: int = 1, live: float = LIVE_SECONDS
+    ) -> None:
         """`clock_us` is the simulated exchange's own clock; `truth_limit` true events are kept for each market.
 
-        `clients` is how many are to hear each market; those that are `away` are not waited for.
+        `clients` is how many are to hear each market; those that are `away` are not waited for. What is older than `live`
+        seconds is historical.
         """
         self.clock_us = clock_us
+        self._live_us = round(live * 1_000_000)
         self.clients = frozenset(range(1, clients + 1))
         self.away: set[int] = set()
         self.newest_us = dict.fromkeys((BOOK, TRADE), 0)  # the latest timestamp of an event, by channel
@@ -46,6 +53,11 @@ class Exchange:
         self._by_ticker: dict[str, dict[str, list[Subscription]]] = {}
         self._of_all: dict[str, list[Subscription]] = {}
         self._let_go: set[tuple[int, str, str]] = set()
+
+    @property
+    def cutoff_us(self) -> int:
+        """Trades made and markets settled before this instant are historical."""
+        return self.clock_us() - self._live_us
 
     # -- what a connection's subscriptions ask and tell ----------------------------------------------------------
 

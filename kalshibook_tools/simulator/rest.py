@@ -34,14 +34,26 @@ def answer(exchange: Exchange, path: str, query_text: str) -> Answer:
             case ["markets"]:
                 return _markets(exchange, query)
             case ["markets", "trades"]:
-                return _trades(exchange, query)
+                return _trades(exchange, query, historical=False)
             case ["markets", "orderbooks"]:
                 tickers = [ticker for text in query.get("tickers", []) for ticker in text.split(",")][:100]
                 known = [(ticker, exchange.markets[ticker]) for ticker in tickers if ticker in exchange.markets]
                 return 200, {"orderbooks": [{"ticker": ticker, **market.rest_book()} for ticker, market in known]}
+            case ["historical", "cutoff"]:
+                at = frames.rfc3339(exchange.cutoff_us)
+                return 200, {"market_settled_ts": at, "orders_updated_ts": at, "trades_created_ts": at}
+            case ["historical", "trades"]:
+                return _trades(exchange, query, historical=True)
+            case ["historical", "markets"]:
+                return _historical_markets(exchange, query)
+            case ["historical", "markets", ticker]:
+                market = exchange.markets.get(ticker)
+                there = market is not None and _historical(exchange, market)
+                return (200, {"market": market.rest_object()}) if market and there else _not_found()
             case ["markets", ticker]:
                 market = exchange.markets.get(ticker)
-                return (200, {"market": market.rest_object()}) if market else _not_found()
+                there = market is not None and not _historical(exchange, market)
+                return (200, {"market": market.rest_object()}) if market and there else _not_found()
             case ["markets", ticker, "orderbook"]:
                 market = exchange.markets.get(ticker)
                 depth = _integer(query, "depth", 0, "GetMarketOrderbook", "Depth", 100)
@@ -80,6 +92,7 @@ def _markets(exchange: Exchange, query: Mapping[str, list[str]]) -> Answer:
         market
         for market in exchange.markets.values()
         if (states is None or market.body["status"] in states)
+        and not _historical(exchange, market)
         and (tickers is None or market.ticker in tickers)
         and event in ("", market.event["event_ticker"])
         and series in ("", market.event["series_ticker"])
@@ -88,6 +101,29 @@ def _markets(exchange: Exchange, query: Mapping[str, list[str]]) -> Answer:
     ]
     page, cursor = _page(chosen, _one(query, "cursor"), limit, lambda market: market.ticker)
     return 200, {"cursor": cursor, "markets": [market.rest_object() for market in page]}
+
+
+def _historical_markets(exchange: Exchange, query: Mapping[str, list[str]]) -> Answer:
+    """Markets settled before the cutoff; unlike GET /markets it knows no times (Kalshi docs, "Get Historical Markets")."""
+    limit = _integer(query, "limit", 100, "GetMarketsHistorical", "Limit", 1000) or 100
+    tickers = set(_one(query, "tickers").split(",")) if _one(query, "tickers") else None
+    event, series = _one(query, "event_ticker"), _one(query, "series_ticker")
+    chosen = [
+        market
+        for market in exchange.markets.values()
+        if _historical(exchange, market)
+        and (tickers is None or market.ticker in tickers)
+        and event in ("", market.event["event_ticker"])
+        and series in ("", market.event["series_ticker"])
+        and not (_one(query, "mve_filter") and market.ticker.startswith("KXMVE"))
+    ]
+    page, cursor = _page(chosen, _one(query, "cursor"), limit, lambda market: market.ticker)
+    return 200, {"cursor": cursor, "markets": [market.rest_object() for market in page]}
+
+
+def _historical(exchange: Exchange, market: Market) -> bool:
+    settled: str = market.body.get("settlement_ts") or ""
+    return bool(settled) and messages.time_us(settled) < exchange.cutoff_us
 
 
 def _events(exchange: Exchange, query: Mapping[str, list[str]]) -> Answer:
@@ -105,15 +141,19 @@ def _events(exchange: Exchange, query: Mapping[str, list[str]]) -> Answer:
     return 200, {"cursor": cursor, "events": events}
 
 
-def _trades(exchange: Exchange, query: Mapping[str, list[str]]) -> Answer:
+def _trades(exchange: Exchange, query: Mapping[str, list[str]], *, historical: bool) -> Answer:
+    """Newest first; live and historical ones are two lists that have nothing in common."""
     limit = _integer(query, "limit", 100, "GetTrades", "Limit", 1000) or 100
-    ticker, (low, high) = _one(query, "ticker"), _bounds(query, "ts")
+    ticker, (low, high), cutoff_us = _one(query, "ticker"), _bounds(query, "ts"), exchange.cutoff_us
     chosen = [
         trade
         for trade in reversed(exchange.recent_trades)
         if ticker in ("", trade.ticker) and low * 1_000_000 <= trade.ts_us and trade.ts_us < high * 1_000_000
     ]
-    page, cursor = _page(chosen, _one(query, "cursor"), limit, lambda trade: trade.trade_id)
+    # A cursor outlives its trade's move from one list to the other.
+    start = _after(chosen, _one(query, "cursor"), lambda trade: trade.trade_id)
+    chosen = [trade for trade in chosen[start:] if (trade.ts_us < cutoff_us) == historical]
+    page, cursor = _page(chosen, "", limit, lambda trade: trade.trade_id)
     return 200, {"cursor": cursor, "trades": [_trade(trade) for trade in page]}
 
 
@@ -134,17 +174,20 @@ def _trade(trade: Trade) -> dict[str, Any]:
 
 
 def _page(rows: list[T], cursor: str, limit: int, key: Any) -> tuple[list[T], str]:
-    """Return one page and the cursor after it ("" at the end). Garbage means the first page (seen on the wire)."""
-    start = 0
+    """Return one page and the cursor after it ("" at the end)."""
+    start = _after(rows, cursor, key)
+    page = rows[start : start + limit]
+    more = start + limit < len(rows)
+    return page, base64.urlsafe_b64encode(key(page[-1]).encode()).decode().rstrip("=") if more else ""
+
+
+def _after(rows: list[T], cursor: str, key: Any) -> int:
+    """Return where the page after this cursor begins. Garbage means the first page (seen on the wire)."""
     try:
         after = base64.urlsafe_b64decode(cursor.encode() + b"==").decode() if cursor else ""
     except (binascii.Error, ValueError):
         after = ""
-    if after:
-        start = next((index + 1 for index, row in enumerate(rows) if key(row) == after), 0)
-    page = rows[start : start + limit]
-    more = start + limit < len(rows)
-    return page, base64.urlsafe_b64encode(key(page[-1]).encode()).decode().rstrip("=") if more else ""
+    return next((index + 1 for index, row in enumerate(rows) if key(row) == after), 0) if after else 0
 
 
 _TIMES = {"created": "created_time", "updated": "updated_time", "close": "close_time", "settled": "settlement_ts"}

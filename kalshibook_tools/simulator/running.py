@@ -12,7 +12,7 @@ import structlog
 
 from kalshibook_core.runtime import clock
 from kalshibook_tools.simulator import faults, keys, recording, schedule
-from kalshibook_tools.simulator.exchange import Exchange
+from kalshibook_tools.simulator.exchange import LIVE_SECONDS, Exchange
 from kalshibook_tools.simulator.flow import Flow
 from kalshibook_tools.simulator.hurting import Hurting
 from kalshibook_tools.simulator.playback import Playback, RecordingClock
@@ -40,6 +40,7 @@ class Config:
     seed: int = 1
     duration: float | None = None
     window: float = 900.0  # seconds between open and close of the short-lived generated markets
+    live: float = LIVE_SECONDS  # seconds after which trades and settled markets are historical
     host: str = "127.0.0.1"
     port: int = 0
 
@@ -94,14 +95,15 @@ async def serve(config: Config) -> AsyncIterator[Running]:
     work: Callable[[], Awaitable[None]]
     played = recording.scan(config.recordings) if config.recordings else None
     key = keys.open_key(config.key_dir)
+    shared: dict[str, Any] = {"clients": config.gatherers, "live": config.live}
     if played is not None:
         play_clock = RecordingClock(played.first_ms, config.speed)
-        exchange = Exchange(clock_us=play_clock.now_us, source="recording", truth_limit=TRUTH_EVENTS, clients=config.gatherers)
+        exchange = Exchange(clock_us=play_clock.now_us, source="recording", truth_limit=TRUTH_EVENTS, **shared)
         server = Server(exchange, key)
         work = Playback(played, server, play_clock, config.speed, _hurting(config, server, played.frames)).run
     else:
         limit = max(1_000, TRUTH_EVENTS // max(1, config.markets))
-        exchange = Exchange(clock_us=clock.now_us, source="generated", truth_limit=limit, clients=config.gatherers)
+        exchange = Exchange(clock_us=clock.now_us, source="generated", truth_limit=limit, **shared)
         server = Server(exchange, key)
         flow = Flow(seed=config.seed, markets=config.markets, start_us=clock.now_us(), window_us=round(config.window * 1_000_000))
         work = partial(trade, flow, server, config.rate, config.duration, _hurting(config, server, None))

@@ -18,10 +18,13 @@ from kalshibook_core.orderbook import Book, CorruptBook
 from kalshibook_core.wire.events import (
     AUDIT,
     BOOK,
+    BY_REST,
     EVENT,
+    FILLED,
     SERIES,
     TRADES,
     Event,
+    Gap,
     Lifecycle,
     MarketMemory,
     RawFrame,
@@ -187,7 +190,7 @@ class Partition:
                 self._waiting.add(ticker)
         del held
         for trade in trades:
-            if trade.raw_offset < next_raw:
+            if trade.raw_offset < next_raw and trade.connection != BY_REST:
                 self.window.add(trade)
         return next_raw
 
@@ -334,6 +337,8 @@ class Partition:
     def _rest(self, raw: RawFrame, offset: int) -> Sequence[Event]:
         if raw.channel == AUDIT:
             return [raw]  # a book to compare ours with, for others
+        if raw.channel in (TRADES, FILLED):
+            return self._backfilled(raw, offset)
         try:
             key, definition = _TICKERS[raw.channel], orjson.loads(raw.payload)
             if definition[key] != raw.market_ticker:
@@ -346,6 +351,28 @@ class Partition:
         if raw.channel:
             return [Lifecycle(raw.market_ticker, raw.channel, raw.recv_us, raw.clock_us, raw.payload, offset)]
         return self._defined(raw, offset, "market", raw.payload, definition)
+
+    def _backfilled(self, raw: RawFrame, offset: int) -> Sequence[Event]:
+        """Pass on what REST says of trades: whether one is known is for whoever has all of them to say."""
+        ticker, gatherer = raw.market_ticker, raw.gatherer
+        try:
+            body = orjson.loads(raw.payload)
+            if raw.channel == FILLED:
+                start_us, end_us, cause = int(body["start_us"]), int(body["end_us"]), str(body["cause"])
+                self.tally["trade_gaps_filled"] += 1
+                return [Gap(ticker, 0, end_us, TRADES, start_us, end_us, cause, raw.recv_us, 0, gatherer, BY_REST, 0, offset)]
+            trade_id, exchange_us, yes_price, no_price, count, side, block = messages.parse_rest_trade(body)
+            if body["ticker"] != ticker:
+                raise ValueError(f"a trade of {body['ticker']}")
+        except (ValueError, KeyError, TypeError, messages.UnparsableFrame) as error:
+            return self._unreadable("unparsable_rest", raw, error)
+        self.tally["rest_trades"] += 1
+        return [
+            Trade(
+                ticker, trade_id, exchange_us, raw.recv_us, yes_price, no_price, count, side, block,
+                gatherer, BY_REST, 0, -1, -1, offset,
+            )
+        ]  # fmt: skip
 
     def _defined(
         self, raw: RawFrame, offset: int, event_type: str, body: bytes, definition: dict[str, object]

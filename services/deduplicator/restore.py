@@ -19,7 +19,7 @@ from kalshibook_core.kafka.reader import read_partition
 from kalshibook_core.kafka.topics import Topic
 from kalshibook_core.orderbook.checksum import to_signed
 from kalshibook_core.wire import codec
-from kalshibook_core.wire.events import BookEvent, MarketMemory, Trade
+from kalshibook_core.wire.events import BY_REST, BookEvent, MarketMemory, Trade
 from kalshibook_core.wire.raw import RawReader
 from services.deduplicator.partition import Partition
 
@@ -77,7 +77,7 @@ async def _last_events(cluster: Cluster, number: int) -> tuple[dict[str, BookEve
 
 
 async def _trades_before(cluster: Cluster, number: int, count: int, raw_offset: int) -> deque[Trade]:
-    """Return the last `count` trades made of raw records before `raw_offset`."""
+    """Return the last `count` trades that connections delivered in raw records before `raw_offset`."""
     where = TopicPartition(cluster.topic(topics.TRADES), number)
     async with Consumer(cluster, [topics.TRADES], partitions=[number]) as consumer:
         end = (await consumer.end_offsets([where]))[where]
@@ -87,7 +87,7 @@ async def _trades_before(cluster: Cluster, number: int, count: int, raw_offset: 
         found: deque[Trade] = deque(maxlen=count)
         try:
             async for event in _events(cluster, topics.TRADES, number, start or None, end):
-                if isinstance(event, Trade) and event.raw_offset < raw_offset:
+                if isinstance(event, Trade) and event.raw_offset < raw_offset and event.connection != BY_REST:
                     found.append(event)
         except OffsetLost:
             reach, found = end, deque(maxlen=count)  # older than the first record: read from there

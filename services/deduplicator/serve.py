@@ -150,7 +150,7 @@ class Member:
                     "gaps_opened", "gaps_closed", "trade_gaps_opened", "trade_gaps_closed", "refused", "snapshots_confirmed",
                     "trade_repeats", "lifecycle_repeats", "ticker_repeats", "off_grid", "unknown_types", "foreign_records",
                     "transactions", "savepoints", "aligned", "contradiction", "excluded", "corrections", "given_up",
-                    "fell_behind", "past_full",
+                    "fell_behind", "past_full", "rest_trades", "trade_gaps_filled",
                 )
             },
             "markets": sum(len(ours.partition.markets) for ours in self._assigned.values()),

@@ -14,7 +14,7 @@ from services.deduplicator.alignment import Life, Lives
 
 
 class TradeWindow:
-    """The last `size` trades of a partition: their ids, and the time of each market's latest among them.
+    """The last `size` trades that connections delivered in a partition: their ids, and the time of each market's latest.
 
     It is a function of the tail of kalshi.trades.v1 alone, so a restart rebuilds it exactly. A repeat that comes more than `size`
     trades after its original is not recognised; one trade's repeats lie seconds apart at most.

@@ -230,6 +230,11 @@ class Trade(Model):
     count: str = Field(examples=["12.00"])
     taker_side: Literal["yes", "no"]
     is_block_trade: bool | None = Field(description="null where the exchange did not say (before 2026-08-13).")
+    origin: str = Field(
+        description="stream: received as it happened. rest: read from the exchange's trade history later; `recv_at` is of then. "
+        "import-…: from a recording of that name.",
+        examples=["stream", "rest", "import-gold"],
+    )
 
 
 class Trades(Model):
@@ -245,6 +250,10 @@ class Gap(GapSpan):
 
     market_ticker: str
     channel: Literal["orderbook_delta", "trade"]
+    filled: Literal["rest"] | None = Field(
+        description="rest: the exchange's trade history was read over all of the gap: its trades are here. Only of channel trade."
+    )
+    filled_at: str | None
 
 
 class Gaps(Model):

@@ -46,6 +46,7 @@ class Batch:
         self.snapshots: list[events.BookSnapshot] = []
         self.gaps: list[events.Gap] = []
         self.gap_rows: dict[tuple[str, str, int, int], GapRow] = {}
+        self.filled: list[events.Gap] = []  # gaps of trades that REST was read over
         self.trades: list[events.Trade] = []
         self.tickers: list[events.Ticker] = []
         self.checkpoints: list[events.Checkpoint] = []
@@ -104,6 +105,9 @@ class Batch:
             self.gap_rows[(*row[:3], row.opened_version)] = row
 
     def _add_gap(self, event: events.Gap) -> None:
+        if event.connection == events.BY_REST:
+            self.filled.append(event)
+            return
         number = event.version
         where = (event.market_ticker, event.channel, event.start_us)
         if event.version:
@@ -133,7 +137,7 @@ class Batch:
 
     def tickers_named(self) -> set[str]:
         """Return every market that the batch has a row of."""
-        parts = (self.snapshots, self.trades, self.tickers, self.checkpoints, self.gap_rows.values())
+        parts = (self.snapshots, self.trades, self.tickers, self.checkpoints, self.gap_rows.values(), self.filled)
         named = {row[0] for part in parts for row in part}  # the ticker is the first field of each
         return named | self.market_changes.keys() | set(self.deltas.tickers)
 
@@ -167,7 +171,7 @@ class Batch:
         return ((ids[e.market_ticker], *e[1:13]) for e in self.tickers)
 
     def trade_rows(self, ids: Ids) -> list[Row]:
-        """Return the rows of trades, in the order of the table."""
+        """Return the rows of trades, in the order of the table; of one `trade_id` there may be several."""
         return [
             (
                 e.exchange_us,
@@ -179,6 +183,7 @@ class Batch:
                 e.taker_side,
                 e.is_block_trade,
                 e.trade_id,
+                events.origin(e),
             )
             for e in self.trades
         ]

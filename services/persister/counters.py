@@ -46,9 +46,12 @@ class Counters:
             "lag_records": self.lag_records,
             "last_effective_us": self.last_effective_us,
             **{f"{table}_rows_total": self.rows.get(table, 0) for table in TABLES},
-            "trades_repeated_total": self.rows.get("trades_repeated", 0),
+            **{f"{name}_total": self.rows.get(name, 0) for name in RECONCILED},
             "postgres": self.postgres,
         }
 
+
+RECONCILED = ("trades_backfilled", "trades_repeated", "trades_different", "gaps_filled")
+"""Trades that only REST told, known ones told again, those told otherwise; gaps of trades that REST was read over."""
 
 TABLES = ("book_events", "trades", "tickers", "lifecycle", "checkpoints", "gaps", "markets", "events", "series")

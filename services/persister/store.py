@@ -9,9 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any, Final
 
 import asyncpg
+import structlog
 
 from kalshibook_core.postgres import partitions, runs
 from kalshibook_core.postgres.pool import UNREACHABLE
+from kalshibook_core.runtime import logs
 from kalshibook_core.wire.events import EVENT, SERIES, TRADES
 from services.persister import batch as batches
 from services.persister.batch import Batch, Row, Source
@@ -24,6 +26,8 @@ RETRYABLE: Final = (
     asyncpg.OperatorInterventionError,
 )
 """What another attempt may cure: the transaction did not commit, or it is not known whether it did."""
+
+_log = structlog.get_logger()
 
 _REGISTER: Final = """
 INSERT INTO consumer_offsets (topic, partition, next_offset)
@@ -55,13 +59,32 @@ _RECORDED: Final = """
 UPDATE markets m SET recorded_us = begun.effective_us FROM unnest($1::int[], $2::bigint[]) AS begun (id, effective_us)
 WHERE m.id = begun.id"""
 
-# A trade or checkpoint that is already there is the same one again (the deduplicator's window for trades is bounded, and a
-# reconstructor writes a checkpoint twice after a crash); both are counted by what the insert reports.
-_TRADES: Final = """
-INSERT INTO trades (exchange_us, recv_us, count, market_id, yes_price, no_price, taker_side, is_block_trade, trade_id)
-SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::int[], $5::smallint[], $6::smallint[], $7::smallint[],
-                     $8::boolean[], $9::text[])
-ON CONFLICT DO NOTHING"""
+_TOLD: Final = """
+unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::int[], $5::smallint[], $6::smallint[], $7::smallint[], $8::boolean[],
+       $9::text[], $10::text[])"""
+
+# Whoever tells a trade first has the row: it stays as it is, and what is told of it later confirms it or differs. A checkpoint
+# that is already there is the same one again (a reconstructor writes one twice after a crash).
+_TRADES: Final = f"""
+WITH fresh AS (
+    INSERT INTO trades (exchange_us, recv_us, count, market_id, yes_price, no_price, taker_side, is_block_trade, trade_id, origin)
+    SELECT * FROM {_TOLD} ON CONFLICT DO NOTHING RETURNING origin)
+SELECT origin, count(*) FROM fresh GROUP BY origin"""
+
+# Times are one where the coarser of them says so: REST tells microseconds, the stream milliseconds, its first frames seconds.
+_DIFFERENT: Final = f"""
+INSERT INTO trade_differences
+SELECT told.recv_us, told.exchange_us, told.count, told.market_id, told.yes_price, told.no_price, told.taker_side,
+       told.is_block_trade, told.trade_id, told.origin
+FROM {_TOLD} AS told
+    (exchange_us, recv_us, count, market_id, yes_price, no_price, taker_side, is_block_trade, trade_id, origin)
+JOIN trades AS t USING (market_id, trade_id)
+WHERE (told.count, told.yes_price, told.no_price, told.taker_side) <> (t.count, t.yes_price, t.no_price, t.taker_side)
+   OR told.is_block_trade <> t.is_block_trade
+   OR abs(told.exchange_us - t.exchange_us) >=
+      CASE WHEN told.exchange_us % 1000000 = 0 OR t.exchange_us % 1000000 = 0 THEN 1000000 ELSE 1000 END
+ON CONFLICT DO NOTHING
+RETURNING trade_id"""
 
 _CHECKPOINTS: Final = """
 INSERT INTO checkpoints (effective_us, checksum, gap_start_us, market_id, version, gap_cause, levels)
@@ -101,6 +124,12 @@ LEFT JOIN LATERAL (
     ORDER BY opened_version DESC LIMIT 1
 ) last ON true
 ON CONFLICT (market_id, channel, start_us, opened_version) DO UPDATE SET end_us = excluded.end_us, cause = excluded.cause"""
+
+_FILL: Final = """
+UPDATE gaps SET filled_us = told.at_us, filled_from = 'rest'
+FROM unnest($1::int[], $2::bigint[], $3::bigint[], $4::bigint[]) AS told (market_id, start_us, end_us, at_us)
+WHERE gaps.market_id = told.market_id AND gaps.channel = 'trade' AND gaps.start_us = told.start_us
+  AND gaps.end_us = told.end_us AND gaps.filled_us IS NULL"""
 
 
 class BrokenStream(Exception):
@@ -197,19 +226,32 @@ async def _insert(connection: Any, batch: Batch, ids: Mapping[str, int]) -> dict
             done = await connection.execute(statement, *map(list, zip(*rows, strict=True)))
             written = int(done.rsplit(" ", 1)[1])
             counts[table] = counts.get(table, 0) + written
-            if written != len(rows):
-                counts[f"{table}_repeated"] = len(rows) - written
+
+    async def trade(rows: list[Row]) -> None:
+        if not rows:
+            return
+        told = list(map(list, zip(*rows, strict=True)))
+        by_origin = {row[0]: row[1] for row in await connection.fetch(_TRADES, *told)}
+        counts["trades"] = sum(by_origin.values())
+        counts["trades_backfilled"] = by_origin.get("rest", 0)
+        if counts["trades"] != len(rows):
+            different = await connection.fetch(_DIFFERENT, *told)
+            counts["trades_different"] = len(different)
+            counts["trades_repeated"] = len(rows) - counts["trades"] - len(different)
+            if different and logs.once_a_minute("trade_differs"):
+                _log.warning("trade_differs", trade_id=different[0][0], count=len(different), look="table trade_differences")
 
     await copy("book_events", runs.COLUMNS, batch.book_rows(ids), batch.has_book_events)
     await copy("tickers", batches.TICKER_COLUMNS, batch.ticker_rows(ids), bool(batch.tickers))
     await copy("lifecycle", batches.LIFECYCLE_COLUMNS, batch.lifecycle_rows(ids), bool(batch.lifecycle))
-    await insert("trades", _TRADES, batch.trade_rows(ids))
+    await trade(batch.trade_rows(ids))
     await insert("checkpoints", _CHECKPOINTS, batch.checkpoint_rows(ids))
     await insert("events", _EVENTS, sorted(batch.families[EVENT].values()))
     await insert("series", _SERIES, sorted(batch.families[SERIES].values()))
     for statement, of_trades in ((_GAPS, False), (_TRADE_GAPS, True)):
         gaps = [gap for gap in batch.gap_rows.values() if (gap.channel == TRADES) is of_trades]
         await insert("gaps", statement, [(ids[gap.ticker], *gap[1:]) for gap in gaps])
+    await insert("gaps_filled", _FILL, [(ids[g.market_ticker], g.start_us, g.end_us, g.recv_us) for g in batch.filled])
     if begun := [event for event in batch.snapshots if event.version == 1]:
         await connection.execute(_RECORDED, [ids[e.market_ticker] for e in begun], [e.effective_us for e in begun])
     if batch.market_changes:

@@ -270,11 +270,14 @@ async def test_trades_markets_and_gaps_are_paged_whole(served: tuple[httpx.Async
         )
         for i in range(9)
     ]
-    trades = [(MIDNIGHT + i // 3, MIDNIGHT, 1200 + i, ids[0], 4800, 5200, i % 2, None, f"t{i:03d}") for i in range(50)]
+    trades = [(MIDNIGHT + i // 3, MIDNIGHT, 1200 + i, ids[0], 4800, 5200, i % 2, None, f"t{i:03d}", "rest") for i in range(50)]
     await connection.copy_records_to_table("trades", records=trades)
     gaps = [(MIDNIGHT, MIDNIGHT, ids[0], 7 + i, "trade", "disconnect") for i in range(5)]  # of one start, a page's end among them
     gaps += [(MIDNIGHT + i // 2, None if i % 3 else MIDNIGHT + 100, ids[i], i, "orderbook_delta", "disconnect") for i in range(9)]
-    await connection.copy_records_to_table("gaps", records=gaps)
+    columns = ("start_us", "end_us", "market_id", "opened_version", "channel", "cause")
+    await connection.copy_records_to_table("gaps", records=gaps, columns=columns)
+    filled = "INSERT INTO gaps VALUES ($1, $2, $3, 0, 'trade', 'disconnect', $4, 'rest')"
+    await connection.execute(filled, MIDNIGHT + 300, MIDNIGHT + 400, ids[8], MIDNIGHT + 900)
 
     pages = []
 
@@ -291,6 +294,7 @@ async def test_trades_markets_and_gaps_are_paged_whole(served: tuple[httpx.Async
     assert [row["trade_id"] for row in got] == [f"t{i:03d}" for i in range(50)]
     for page in pages:
         models.Trades.model_validate(page)
+    assert got[0]["origin"] == "rest"
     assert (got[1]["yes_price"], got[1]["no_price"], got[1]["count"], got[1]["taker_side"]) == ("0.4800", "0.5200", "12.01", "no")
     some = await every("/v1/trades/KX0", **{"from": MIDNIGHT + 2, "to": MIDNIGHT + 4})
     assert [row["trade_id"] for row in some] == [f"t{i:03d}" for i in range(6, 12)]
@@ -300,11 +304,12 @@ async def test_trades_markets_and_gaps_are_paged_whole(served: tuple[httpx.Async
     one = (await client.get("/v1/markets/KX3")).json()
     models.OneMarket.model_validate(one)
     assert one["exchange_object"] == {"a": "\0"}
-    found = await every("/v1/gaps")
+    *found, healed = await every("/v1/gaps")
+    assert (healed["channel"], healed["filled"], healed["filled_at"][-7:]) == ("trade", "rest", "000900Z")
     assert [row["market_ticker"] for row in found] == [*["KX0"] * 6, *[f"KX{i}" for i in range(1, 9)]]
-    models.Gaps.model_validate({"data": found, "next_cursor": None})
+    models.Gaps.model_validate({"data": [*found, healed], "next_cursor": None})
     assert [row["market_ticker"] for row in await every("/v1/gaps", ticker="KX4")] == ["KX4"]
-    late = await every("/v1/gaps", **{"from": MIDNIGHT + 100})
+    late = await every("/v1/gaps", **{"from": MIDNIGHT + 100, "to": MIDNIGHT + 200})
     assert [row["market_ticker"] for row in late] == [f"KX{i}" for i in range(9) if i % 3]
 
 

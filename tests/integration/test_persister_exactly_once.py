@@ -383,14 +383,14 @@ async def test_every_topic_arrives_in_its_table(cluster, connection, persister):
     assert (row["title"], row["status"], row["result"], row["event_ticker"]) == ("AB?", "finalized", "yes", "KXTEST-A")
     assert (row["open_us"], row["settled_us"], row["body"]) == (1_614_556_800_500_000, 1_614_556_900_000_000, rest.decode())
     assert [tuple(r) for r in await connection.fetch("SELECT * FROM gaps ORDER BY channel")] == [
-        (gap.start_us, closing.effective_us, ids["KXTEST-A.B"], gap.version, "orderbook_delta", "disconnect"),
-        (at + 7, at + 8, ids["KXTEST-ONLY-TRADED"], 0, "trade", "disconnect"),
+        (gap.start_us, closing.effective_us, ids["KXTEST-A.B"], gap.version, "orderbook_delta", "disconnect", None, None),
+        (at + 7, at + 8, ids["KXTEST-ONLY-TRADED"], 0, "trade", "disconnect", None, None),
     ]
     [kept] = await connection.fetch("SELECT * FROM checkpoints")
     assert levels.unpack(kept["levels"]) == (list(market.book.yes), list(market.book.no))
     assert (kept["version"], kept["effective_us"], kept["checksum"]) == (5, last.effective_us, last.checksum)
     assert [tuple(r) for r in await connection.fetch("SELECT * FROM trades")] == [
-        (at + 5, at + 9, 1200, ids["KXTEST-ONLY-TRADED"], 4800, 5200, 1, None, "a-trade")
+        (at + 5, at + 9, 1200, ids["KXTEST-ONLY-TRADED"], 4800, 5200, 1, None, "a-trade", "stream")
     ]
     [seen] = await connection.fetch(
         "SELECT market_id, exchange_us, recv_us, price, yes_bid, yes_ask, yes_bid_size, volume FROM tickers"

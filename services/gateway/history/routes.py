@@ -379,13 +379,15 @@ def trade_row(ticker: str, row: Any) -> dict[str, Any]:
         "exchange_at": instants.text(row["exchange_us"]), "recv_at": instants.text(row["recv_us"]),
         "yes_price": format_price(row["yes_price"]), "no_price": format_price(row["no_price"]),
         "count": format_size(row["count"]), "taker_side": forms.SIDES[row["taker_side"]], "is_block_trade": row["is_block_trade"],
+        "origin": row["origin"],
     }  # fmt: skip
 
 
 def gap_row(row: Any) -> dict[str, Any]:
     """Return a row of `gaps` as customers see it."""
     return {
-        "market_ticker": row["ticker"], "channel": row["channel"], **forms.gap(row["start_us"], row["end_us"], row["cause"])
+        "market_ticker": row["ticker"], "channel": row["channel"], **forms.gap(row["start_us"], row["end_us"], row["cause"]),
+        "filled": row["filled_from"], "filled_at": instants.optional_text(row["filled_us"]),
     }  # fmt: skip
 
 

@@ -78,11 +78,12 @@ SELECT start_us, end_us, cause FROM gaps
 WHERE market_id = $1 AND channel = 'orderbook_delta' AND start_us <= $2 ORDER BY start_us DESC, opened_version DESC LIMIT 1"""
 
 _TRADES: Final = """
-SELECT trade_id, exchange_us, recv_us, yes_price, no_price, count, taker_side, is_block_trade FROM trades
+SELECT trade_id, exchange_us, recv_us, yes_price, no_price, count, taker_side, is_block_trade, origin FROM trades
 WHERE market_id = $1 AND exchange_us < $2 AND (exchange_us, trade_id) > ($3, $4) ORDER BY exchange_us, trade_id LIMIT $5"""
 
 _GAPS: Final = """
-SELECT m.ticker, g.market_id, g.channel, g.start_us, g.end_us, g.cause, g.opened_version
+SELECT m.ticker, g.market_id, g.channel, g.start_us, g.end_us, g.cause, g.opened_version, g.filled_us,
+       g.filled_from
 FROM gaps g JOIN markets m ON m.id = g.market_id
 WHERE g.start_us < $1 AND (g.end_us IS NULL OR g.end_us > $2)
   AND (g.start_us, g.market_id, g.channel, g.opened_version) > ($3, $4, $5, $6) {of_one}

@@ -4,7 +4,7 @@ from typing import Any
 
 import orjson
 
-from kalshibook_core.wire.events import AUDIT, EVENT, SERIES, Lifecycle, RawFrame, RawKind
+from kalshibook_core.wire.events import AUDIT, EVENT, FILLED, SERIES, TRADES, Gap, Lifecycle, RawFrame, RawKind, Trade, origin
 from services.deduplicator.partition import Partition
 
 
@@ -37,3 +37,28 @@ def test_books_by_rest_are_passed_on_and_what_is_not_ours_makes_nothing() -> Non
     assert not partition.receive(rest("g1", EVENT, "KXONE", {"event_ticker": "KXTWO"}), 1)
     assert not partition.receive(rest("g1", "weather", "KXONE", {"ticker": "KXONE"}), 2)
     assert partition.tally["unparsable_rest"] == 2
+
+
+def test_trades_by_rest_are_passed_on_each_time_and_are_no_part_of_the_window() -> None:
+    """The window is for streams: what REST tells may be years old, and pushes nothing out of it."""
+    partition = Partition(trade_window=1)
+    told = {
+        "trade_id": "t1", "ticker": "KXONE", "created_time": "2026-06-15T15:48:42.609997Z", "count_fp": "7.77",
+        "yes_price_dollars": "0.0300", "no_price_dollars": "0.9700", "taker_side": "yes", "is_block_trade": False,
+    }  # fmt: skip
+    made = [trade for offset in (1, 2) for trade in partition.receive(rest("backfill", TRADES, "KXONE", told), offset)]
+    expected = Trade("KXONE", "t1", 1_781_538_522_609_997, 7, 300, 9700, 777, 0, False, "backfill", -1, 0, -1, -1, 1)
+    assert made == [expected, expected._replace(raw_offset=2)] and origin(expected) == "rest"
+    assert "t1" not in partition.window
+    partition.restore([], made)
+    assert "t1" not in partition.window
+    assert not partition.receive(rest("backfill", TRADES, "KXTWO", told), 3)
+    assert not partition.receive(rest("backfill", TRADES, "KXONE", {**told, "count_fp": "many"}), 4)
+    assert partition.tally["unparsable_rest"] == 2
+
+
+def test_a_gap_that_rest_was_read_over_is_told_behind_its_trades() -> None:
+    partition = Partition()
+    mark = rest("backfill", FILLED, "KXONE", {"start_us": 5, "end_us": 9, "cause": "disconnect"})
+    assert partition.receive(mark, 3) == [Gap("KXONE", 0, 9, TRADES, 5, 9, "disconnect", 7, 0, "backfill", -1, 0, 3)]
+    assert not partition.receive(rest("backfill", FILLED, "KXONE", {"start_us": 5}), 4)
