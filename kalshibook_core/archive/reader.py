@@ -16,7 +16,7 @@ from kalshibook_core.archive import layout, manifest, tables
 from kalshibook_core.archive.layout import Chain, Commit, Repack
 from kalshibook_core.archive.manifest import Entry, Repacked
 from kalshibook_core.archive.store import Store
-from kalshibook_core.archive.tables import Row
+from kalshibook_core.archive.tables import File, Row
 
 _END_US: Final = 1 << 63
 _FEW: Final = 400
@@ -145,6 +145,13 @@ class Archive:
         if manifest.digest(content) != entry.sha256:
             raise Damaged(entry.path, "its content is not what was written")
         return content
+
+    def open(self, entry: Entry) -> File:
+        """Return a file whose content is what was written. Raises Damaged."""
+        try:
+            return File(tables.BY_NAME[entry.table], self.content(entry))
+        except ValueError as error:
+            raise Damaged(entry.path, str(error)) from error
 
     def rows(self, entry: Entry, overlaps: Callable[[int, int], bool] | None = None, ticker: str | None = None) -> Iterator[Row]:
         """Yield the rows of a file as they stand in it. Raises Damaged before the first if anything is wrong with it.

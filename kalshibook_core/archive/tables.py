@@ -22,10 +22,12 @@ of their records, in row groups whose statistics say the markets. What the order
 """
 
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -113,27 +115,63 @@ class Table:
 
         Reads every format. Raises ValueError where the content is no such file.
         """
+        file = File(self, content)
+        for number, (first, last, low, high) in enumerate(file.groups):
+            if overlaps(first, last) and (ticker is None or low <= ticker <= high):
+                group = file.read(number, None if ticker is None else [ticker])
+                if group is not None:
+                    yield from file.table.events([column.to_pylist() for column in group.columns])
+
+
+class Group(NamedTuple):
+    """What a row group says of itself: its first and last instant, its first and last market."""
+
+    first_us: int
+    last_us: int
+    low: str
+    high: str
+
+
+class File:
+    """A Parquet file of a table, row group by row group. Raises ValueError where the content is none."""
+
+    def __init__(self, table: Table, content: bytes) -> None:
+        self._name = table.name
+        with self._told():
+            self._file = pq.ParquetFile(pa.BufferReader(content), read_dictionary=["market_ticker"])
+            self._columns = self._file.schema_arrow.names
+            formats = (each for each in FORMATS.values() if each.name == table.name and list(each.columns) == self._columns)
+            self.table = next(formats)
+            """The table in the file's format."""
+            self.groups = [self._group(number) for number in range(self._file.num_row_groups)]
+            """What each row group says of itself; of one that says nothing, all that can be."""
+
+    def read(self, number: int, tickers: Collection[str] | None = None) -> Any:
+        """Return a row group as an Arrow table; with `tickers` their rows alone, None if there are none."""
+        with self._told():
+            if tickers is None:
+                return self._file.read_row_group(number, columns=self._columns, use_threads=False)
+            there = self._file.read_row_group(number, columns=["market_ticker"], use_threads=False).column(0)
+            rows = np.flatnonzero(pc.is_in(there, value_set=pa.array(sorted(tickers), _TEXT)).to_numpy())
+            if not rows.size:
+                return None
+            group = self._file.read_row_group(number, columns=self._columns, use_threads=False)
+            return group if rows.size == group.num_rows else group.take(rows)
+
+    def _group(self, number: int) -> Group:
+        told = self._file.metadata.row_group(number)
+        when, who = (
+            told.column(self._columns.index(name)).statistics for name in (self.table.clock, "market_ticker")
+        )  # fmt: skip
+        instants = (when.min, when.max) if when is not None and when.has_min_max else (-(1 << 63), 1 << 63)
+        return Group(*instants, *((who.min, who.max) if who is not None and who.has_min_max else ("", chr(0x10FFFF))))
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
         try:
-            file = pq.ParquetFile(io.BytesIO(content))
-            names = file.schema_arrow.names
-            table = next(each for each in FORMATS.values() if each.name == self.name and list(each.columns) == names)
-            for number in range(file.num_row_groups):
-                group = file.metadata.row_group(number)
-                if not _within(group, names.index(table.clock), overlaps) or not _within(
-                    group, names.index("market_ticker"), lambda low, high: ticker is None or low <= ticker <= high
-                ):
-                    continue
-                read = file.read_row_group(number, columns=names)
-                if ticker is not None:
-                    read = read.filter(pc.equal(read.column("market_ticker"), ticker))
-                yield from table.events([column.to_pylist() for column in read.columns])
+            yield
         except (pa.ArrowException, OSError, KeyError, StopIteration) as error:
-            raise ValueError(f"no {self.name} table: {error}") from error
-
-
-def _within(group: Any, column: int, overlaps: Callable[[Any, Any], bool]) -> bool:
-    told = group.column(column).statistics
-    return told is None or not told.has_min_max or overlaps(told.min, told.max)
+            raise ValueError(f"no {self._name} table: {error}") from error
 
 
 def bare(event: Any) -> Any:
@@ -348,6 +386,7 @@ CHECKPOINTED: Final = Table(
         "checksum": _LONG, "gap_start_us": _LONG, "gap_cause": _TEXT, "book_offset": _LONG, "resume_offset": _LONG,
     },
     "effective_us", lambda e: int(e.effective_us), _checkpoint_rows, _checkpoint_events, ("market_ticker", "gap_cause"),
+    row_group=2_048,  # books are long, and who reads one wants no other
 )  # fmt: skip
 
 BY_TOPIC: Final = {
@@ -362,7 +401,7 @@ BY_NAME: Final = {table.name: table for table in BY_TOPIC.values()}
 
 
 def _repacked(table: Table) -> Table:
-    table = replace(table, format=REPACKED, row_group=16_384, zstd_level=19)
+    table = replace(table, format=REPACKED, row_group=min(16_384, table.row_group), zstd_level=19)
     if table.name != BOOKS.name:
         return table
     columns: dict[str, Any] = {}

@@ -1,7 +1,7 @@
 """Range partitions by UTC day or month: which one an instant belongs to, and making it before its first row is written.
 
 A partition is built beside its table and then attached, which lets reading and writing of all other partitions go on; the
-default partition is locked for that moment only.
+default partition is locked meanwhile.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -14,6 +14,8 @@ Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | asyncpg.pool.PoolC
 
 TABLES: Final = {"book_events": "day", "tickers": "day", "checkpoints": "month"}
 """The span of one partition, by partitioned table."""
+CLOCKS: Final = {"book_events": "effective_us", "tickers": "exchange_us", "checkpoints": "effective_us"}
+"""The column that says which partition a row belongs to."""
 
 DAY_US: Final = 86_400_000_000
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -44,7 +46,11 @@ def containing(table: str, at_us: int) -> Partition | None:
 
 
 async def create(connection: "Connection", partition: Partition) -> None:
-    """Make a partition unless it stands; any number of processes may ask for the same one at once."""
+    """Make a partition unless it stands; any number of processes may ask for the same one at once.
+
+    What lies in the default partition and belongs into it is taken along: rows of a day that was dropped (see migration 0006) may
+    come late, from a process that believes the partition to stand.
+    """
     table, name, start_us, end_us = partition
     async with connection.transaction():
         await connection.execute("SELECT pg_advisory_xact_lock(hashtext($1))", name)
@@ -52,6 +58,9 @@ async def create(connection: "Connection", partition: Partition) -> None:
             await connection.execute(f"CREATE TABLE {name} (LIKE {table} INCLUDING ALL)")
             # Row security is not inherited: without its own, a partition would be open by its name (see migration 0004).
             await connection.execute(f"ALTER TABLE {name} ENABLE ROW LEVEL SECURITY")
+            await connection.execute(f"LOCK TABLE {table}_default IN SHARE ROW EXCLUSIVE MODE")
+            late = f"DELETE FROM {table}_default WHERE {CLOCKS[table]} >= {start_us} AND {CLOCKS[table]} < {end_us} RETURNING *"
+            await connection.execute(f"WITH late AS ({late}) INSERT INTO {name} SELECT * FROM late")
             await connection.execute(f"ALTER TABLE {table} ATTACH PARTITION {name} FOR VALUES FROM ({start_us}) TO ({end_us})")
 
 

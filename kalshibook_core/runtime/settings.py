@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from kalshibook_core.archive.store import Store, open_store
 from kalshibook_core.kafka.cluster import Cluster
 
 Environment = Mapping[str, str]
@@ -102,6 +103,15 @@ def cluster(env: Environment) -> Cluster:
         partitions=integer(env, "KB_KAFKA_PARTITIONS", 4, minimum=1),
         instance=_instance(env),
     )
+
+
+def archive(env: Environment) -> Store:
+    """Return the archive that KB_ARCHIVE names, in S3 by the usual AWS variables."""
+    try:
+        endpoint = text(env, "AWS_ENDPOINT_URL_S3", text(env, "AWS_ENDPOINT_URL", ""))
+        return open_store(required(env, "KB_ARCHIVE"), endpoint)
+    except ValueError as error:
+        raise ConfigurationError(f"KB_ARCHIVE: {error}") from None
 
 
 def health_port(env: Environment) -> int:

@@ -143,6 +143,8 @@ class _Supervisor:
         first = [] if self.options.exchange else ["simulator"]
         async with asyncio.TaskGroup() as starting:
             archive = ["archive"] if self.options.env.get("KB_ARCHIVE") else []
+            if archive and self.options.env.get("KB_HOT_DAYS", "0") != "0":
+                archive.append("retention")
             for name in (*first, "deduplicator", "persister", "reconstructor", *archive, "gateway"):
                 starting.create_task(self._up(name, client))
         if self.options.recordings:

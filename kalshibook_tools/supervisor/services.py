@@ -26,7 +26,7 @@ STOP_WITHIN = 40.0
 UNSPARED = {"KB_REQUESTS_PER_SECOND": "1000", "KB_COMMANDS_PER_SECOND": "10000"}
 """Of the simulator: at full speed a recording brings a day's new markets within seconds."""
 
-_MODULES = dict.fromkeys(GATHERERS, "ingest") | {"archive": "persister.archive"}
+_MODULES = dict.fromkeys(GATHERERS, "ingest") | {"archive": "persister.archive", "retention": "persister.retention"}
 """Services whose module has another name."""
 
 _EXPLAINS = re.compile(r"configuration:|error|exception|fatal|critical", re.IGNORECASE)

@@ -13,6 +13,8 @@ from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+from kalshibook_core.archive.past import Past
+from kalshibook_core.archive.reader import Archive
 from kalshibook_core.kafka import admin
 from kalshibook_core.orderbook.checksum import to_signed
 from kalshibook_core.postgres.pool import connect_pool
@@ -25,6 +27,7 @@ from services.gateway.admission import Admission
 from services.gateway.errors import ApiError
 from services.gateway.history import routes as history_routes
 from services.gateway.history import series as history_series
+from services.gateway.history.cold import Cold
 from services.gateway.history.fold import CorruptHistory
 from services.gateway.history.store import Store as History
 from services.gateway.keys import store as key_store
@@ -53,6 +56,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     Drain: /readyz fails; new sockets are refused and streams closed (1001); requests under way are answered; their usage is
     flushed to Kafka; then the ledger's consumer leaves its group and connections close.
     """
+    past = None if settings.archive is None else Past(Archive(settings.archive), settings.archive_bytes)
     with listening(settings.host, settings.port) as listener:
         await admin.ensure_topics(settings.cluster)
         async with (
@@ -63,7 +67,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             feed, latest, histories = (
                 Feed(settings.cluster, settings.ring_events, clock.monotonic),
                 Latest(redis, prefix),
-                History(pool),
+                History(pool, Cold(pool, past)),
             )
             outbox, ledger = Outbox(redis, prefix, clock.now_us), Ledger(pool)
             meter = Meter(redis, outbox, partial(ledger_store.used_since, pool), prefix, clock.now_us, clock.monotonic)

@@ -7,7 +7,8 @@ Guarantees: rows and the offsets they came from commit in one transaction, and t
 repeats nothing, loses nothing, and a process that lost its partitions without noticing cannot write. On assignment it goes on
 where the database says, whatever Kafka remembers. While Postgres is away it stops reading, keeps its one batch and retries.
 
-Its second sink, Parquet files of the raw topic and of these, is a process of its own: `archive/`.
+Its second sink, Parquet files of the raw topic and of these, is a process of its own: `archive/`; and so is what drops from the
+tables the days that the archive holds: `retention/`.
 
 Scale it by starting more: at most one per partition has work.
 """

@@ -4,7 +4,7 @@ The events with effective_us <= at are a prefix of the market's versions, becaus
 answer is the fold of that prefix and every checkpoint inside it is a valid place to start.
 """
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 from operator import itemgetter
 from typing import Any, Final, NamedTuple
@@ -15,6 +15,7 @@ from kalshibook_core.postgres import levels, runs
 from kalshibook_core.postgres.runs import DELTA, SNAPSHOT
 from kalshibook_core.wire.events import Checkpoint
 
+_VERSION: Final = itemgetter(0)
 _EFFECTIVE_US: Final = itemgetter(1)
 
 
@@ -75,24 +76,25 @@ class State:
 
     def fold_rows(self, rows: Iterable[Any], at_us: int) -> None:
         """Apply what the rows of book_events say after this version and up to an instant; raise CorruptHistory."""
-        found: list[Any] = []
         try:
-            for row in rows:
-                events = runs.unpack(*row)
-                if (known := self.version - events[0][0]) >= 0 and not found:
-                    self._compare(events[known : known + 1])
-                    events = events[known + 1 :]
-                found += events
+            self.fold_after([event for row in rows for event in runs.unpack(*row)], at_us)
         except runs.DamagedRow as error:
             raise CorruptHistory(str(error)) from error
-        end = bisect_right(found, at_us, key=_EFFECTIVE_US)
-        if end < len(found):
-            self.later_us = found[end][1]
-        self.fold(found[:end])
 
-    def _compare(self, event: list[Any]) -> None:
+    def fold_after(self, events: list[Any], at_us: int) -> None:
+        """Apply those of events in order of version that come after this one, up to an instant; raise CorruptHistory."""
+        first = bisect_left(events, self.version, key=_VERSION)
+        if first < len(events) and events[first][0] == self.version:
+            self._compare(events[first])
+            first += 1
+        end = max(first, bisect_right(events, at_us, key=_EFFECTIVE_US))
+        if end < len(events):
+            self.later_us = events[end][1]
+        self.fold(events[first:end])
+
+    def _compare(self, event: Any) -> None:
         # The event that the checkpoint was made after, where it is stored already: the two were written by different services.
-        if event and event[0][8] != self.checksum:
+        if event[8] != self.checksum:
             raise CorruptHistory(f"the checkpoint of version {self.version} and the event of that version have other checksums")
 
     def fold(self, rows: Iterable[Any]) -> None:

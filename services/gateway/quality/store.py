@@ -27,7 +27,13 @@ WHERE market_id = $1 AND channel = $2 AND start_us < $4 AND (end_us IS NULL OR g
 ORDER BY start_us, opened_version LIMIT {MOST + 1}"""
 
 _ROW: Final = ", ".join(runs.COLUMNS)
-_LATER: Final = "SELECT effective_us FROM book_events WHERE market_id = $1 AND effective_us >= $2 ORDER BY effective_us LIMIT 1"
+# Of what was dropped from the tables (cold_spans), since the archive has it, the first and last events are told.
+_LATER: Final = """
+SELECT least((SELECT effective_us FROM book_events WHERE market_id = $1 AND effective_us >= $2 ORDER BY effective_us LIMIT 1),
+             (SELECT greatest(first_us, $2) FROM cold_spans WHERE market_id = $1 AND table_name = 'book_events' AND last_us >= $2
+              ORDER BY first_us LIMIT 1))"""
+_LAST_DROPPED: Final = """
+SELECT max(last_us) FROM cold_spans WHERE market_id = $1 AND table_name = 'book_events' AND last_us BETWEEN $3 AND $2 - 1"""
 _LAST: Final = f"""
 SELECT {_ROW} FROM book_events
 WHERE market_id = $1 AND effective_us < $2 AND effective_us >= $3 ORDER BY effective_us DESC, version DESC LIMIT 1"""
@@ -74,7 +80,8 @@ class Store:
             return int(later) - 1
         row = await self._pool.fetchrow(_LAST, market_id, to_us, from_us - from_us % DAY_US, timeout=TIMEOUT)
         if row is None:
-            return 0
+            dropped = await self._pool.fetchval(_LAST_DROPPED, market_id, to_us, from_us, timeout=TIMEOUT)
+            return 0 if dropped is None else int(dropped) - 1
         try:
             return int(runs.unpack(*row)[-1][1]) - 1
         except runs.DamagedRow:

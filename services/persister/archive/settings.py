@@ -10,7 +10,7 @@ KB_ARCHIVE_REPACK_GRACE  seconds for which the files that were put together are 
 
 from dataclasses import dataclass
 
-from kalshibook_core.archive.store import Store, open_store
+from kalshibook_core.archive.store import Store
 from kalshibook_core.kafka.cluster import Cluster
 from kalshibook_core.runtime import settings
 
@@ -32,14 +32,9 @@ class Settings:
 
 def from_env(env: settings.Environment) -> Settings:
     """Read the settings; raise ConfigurationError that names what is missing or wrong."""
-    try:
-        endpoint = settings.text(env, "AWS_ENDPOINT_URL_S3", settings.text(env, "AWS_ENDPOINT_URL", ""))
-        store = open_store(settings.required(env, "KB_ARCHIVE"), endpoint)
-    except ValueError as error:
-        raise settings.ConfigurationError(f"KB_ARCHIVE: {error}") from None
     return Settings(
         cluster=settings.cluster(env),
-        store=store,
+        store=settings.archive(env),
         rows=settings.integer(env, "KB_ARCHIVE_ROWS", 250_000, minimum=1, maximum=10_000_000),
         seconds=settings.seconds(env, "KB_ARCHIVE_SECONDS", 900, minimum=0.1, maximum=86_400),
         bytes=settings.integer(env, "KB_ARCHIVE_BYTES", 1 << 27, minimum=1 << 20),
