@@ -33,6 +33,13 @@ def unknown_market(ticker: str) -> ApiError:
     )
 
 
+def unknown(what: str, ticker: str) -> ApiError:
+    """Return the 404 for a ticker that no recorded event or series ("event", "series") has."""
+    listed = "events" if what == "event" else what
+    message = f"No {what} with this ticker was ever recorded; /v1/{listed} lists them."
+    return ApiError(404, f"unknown_{what}", message, ticker=ticker[:200])
+
+
 def invalid(parameter: str, message: str, **details: Any) -> ApiError:
     """Return the 422 for a parameter that cannot be read; `message` says what is expected."""
     return ApiError(422, "invalid_parameter", f"{parameter}: {message}", parameter=parameter, **details)

@@ -271,7 +271,8 @@ class Market(Model):
     series_ticker: str | None
     title: str | None
     status: str | None = Field(description="The exchange's word.", examples=["active"])
-    result: str | None
+    result: str | None = Field(description="yes, no or scalar, once determined.")
+    settlement_value: str | None = Field(description="Dollars that a YES contract paid.", examples=["1.0000"])
     open_at: str | None
     close_at: str | None
     settled_at: str | None
@@ -297,6 +298,75 @@ class Markets(Model):
     """A page of markets."""
 
     data: list[Market]
+    next_cursor: str | None
+    source: Source
+
+
+class Event(Model):
+    """An event, which has one market or more, as the exchange last described it."""
+
+    ticker: str
+    series_ticker: str | None
+    title: str | None
+    category: str | None
+    updated_at: str = Field(examples=[AT])
+
+
+class OneEvent(Event):
+    """One event, with the exchange's own JSON object."""
+
+    exchange_object: dict[str, Any] = Field(description="The last REST object of the exchange, as sent.")
+    source: Source
+
+
+class Events(Model):
+    """A page of events."""
+
+    data: list[Event]
+    next_cursor: str | None
+    source: Source
+
+
+class Series(Model):
+    """A series, whose events come again and again, as the exchange last described it."""
+
+    ticker: str
+    title: str | None
+    category: str | None
+    updated_at: str = Field(examples=[AT])
+
+
+class OneSeries(Series):
+    """One series, with the exchange's own JSON object."""
+
+    exchange_object: dict[str, Any] = Field(description="The last REST object of the exchange, as sent.")
+    source: Source
+
+
+class AllSeries(Model):
+    """A page of series."""
+
+    data: list[Series]
+    next_cursor: str | None
+    source: Source
+
+
+class Lifecycle(Model):
+    """Something that happened to a market, or its definition as REST told it."""
+
+    event_type: str = Field(
+        description="The exchange's word (created, activated, determined, settled, …), or `market`: a definition read by REST.",
+        examples=["determined"],
+    )
+    at: str = Field(description="The exchange's clock at receipt; the frames themselves carry no time.", examples=[AT])
+    recv_at: str
+    exchange_object: dict[str, Any] = Field(description="The frame's `msg`, or the REST object, as sent.")
+
+
+class Lifecycles(Model):
+    """A page of what happened to a market."""
+
+    data: list[Lifecycle]
     next_cursor: str | None
     source: Source
 

@@ -35,6 +35,7 @@ from services.gateway.keys.lookup import Lookup
 from services.gateway.live import stream
 from services.gateway.live.feed import Feed
 from services.gateway.live.latest import Latest
+from services.gateway.markets import families
 from services.gateway.markets import routes as market_routes
 from services.gateway.markets.store import Store as Markets
 from services.gateway.metering import prices
@@ -108,6 +109,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
 
             application = app.create([
                 market_routes.routes(Markets(pool)),
+                families.routes(Markets(pool)),
                 history_routes.routes(histories, latest.book, feed.through, Quality(pool, feed.through), clock.now_us),
                 history_series.routes(histories, feed.through),
                 usage_routes.routes(partial(usage_store.by_day, pool), clock.now_us),

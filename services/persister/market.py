@@ -8,6 +8,7 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 
+from kalshibook_core.kalshi import numbers
 from kalshibook_core.wire import events
 from kalshibook_core.wire.events import Lifecycle
 
@@ -38,6 +39,7 @@ class MarketChange(NamedTuple):
     open_us: int | None
     close_us: int | None
     settled_us: int | None
+    settlement_value: int | None
     updated_us: int
     body: str | None
 
@@ -87,6 +89,7 @@ def _from_rest(event: Lifecycle, body: dict[str, Any]) -> MarketChange:
         _moment(body.get("open_time")),
         _moment(body.get("close_time")),
         _moment(body.get("settlement_ts")),
+        _dollars(body.get("settlement_value_dollars")),
         event.recv_us,
         event.body.decode(),
     )
@@ -108,6 +111,7 @@ def _from_frame(event: Lifecycle, body: dict[str, Any]) -> MarketChange:
         _moment(body.get("open_ts")),
         _moment(body.get("close_ts")),
         _moment(body.get("settled_ts")),
+        _dollars(body.get("settlement_value")),
         event.recv_us,
         None,
     )
@@ -123,6 +127,14 @@ def _object(event: Lifecycle) -> dict[str, Any]:
 def _text(value: object) -> str | None:
     # Postgres text holds no NUL; the body keeps the exchange's bytes as sent.
     return value.replace("\x00", "") or None if isinstance(value, str) else None
+
+
+def _dollars(value: object) -> int | None:
+    """1/10,000 dollars of what a YES contract pays; None where it is not said (it is "" until then)."""
+    try:
+        return numbers.price(value) if isinstance(value, str) else None
+    except numbers.NotRepresentable:
+        return None
 
 
 def _moment(value: object) -> int | None:

@@ -52,7 +52,9 @@ _DESCRIBE: Final = """
 UPDATE markets SET
     event_ticker = coalesce($2, event_ticker), series_ticker = coalesce($3, series_ticker), title = coalesce($4, title),
     status = coalesce($5, status), result = coalesce($6, result), open_us = coalesce($7, open_us),
-    close_us = coalesce($8, close_us), settled_us = coalesce($9, settled_us), updated_us = $10, body = coalesce($11, body)
+    close_us = coalesce($8, close_us), settled_us = coalesce($9, settled_us),
+    settlement_value = coalesce($10, settlement_value), updated_us = $11,
+    body = coalesce($12, body)
 WHERE id = $1"""
 
 _RECORDED: Final = """

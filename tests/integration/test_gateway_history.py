@@ -313,6 +313,77 @@ async def test_trades_markets_and_gaps_are_paged_whole(served: tuple[httpx.Async
     assert [row["market_ticker"] for row in late] == [f"KX{i}" for i in range(9) if i % 3]
 
 
+async def test_what_markets_belong_to_what_happened_to_them_and_how_they_settled(served: tuple[httpx.AsyncClient, Any]) -> None:
+    client, connection = served
+    source = (await client.get("/v1/source")).json()
+    await connection.copy_records_to_table(
+        "series", columns=("updated_us", "ticker", "title", "category", "body"),
+        records=[(MIDNIGHT, f"KXS{i}", "A series", f"C{i % 2}", f'{{"ticker":"KXS{i}","tags":["\\u0000"]}}') for i in range(6)],
+    )  # fmt: skip
+    await connection.copy_records_to_table(
+        "events", columns=("updated_us", "ticker", "series_ticker", "title", "category", "body"),
+        records=[(MIDNIGHT, f"KXS{i // 3}-{i}", f"KXS{i // 3}", None, "C0", f'{{"event_ticker":"e{i}"}}') for i in range(9)],
+    )  # fmt: skip
+    ids = [
+        await gateway.add_market(
+            connection, f"KXS{i // 3}-{i}-T1", event_ticker=f"KXS{i // 3}-{i}", status="active" if i > 5 else "finalized",
+            result=None if i > 5 else "yes", settlement_value=None if i > 5 else 10_000 - i,
+            settled_us=None if i > 5 else MIDNIGHT + i,
+        )
+        for i in range(9)
+    ]  # fmt: skip
+    told = [(MIDNIGHT + i // 4, MIDNIGHT + 9, ids[0], "market" if i % 5 else "activated", f'{{"n":{i}}}') for i in range(20)]
+    await connection.copy_records_to_table(
+        "lifecycle", columns=("clock_us", "recv_us", "market_id", "event_type", "body"), records=told
+    )
+
+    async def every(path: str, model: Any, **params: Any) -> list[dict[str, Any]]:
+        rows, cursor = [], None
+        while True:
+            answer = await client.get(path, params=params | {"limit": 3} | ({"cursor": cursor} if cursor else {}))
+            assert answer.headers["x-credits-charged"] == "1"
+            page = model.model_validate(answer.json()).model_dump()
+            assert page["source"] == source
+            rows += page["data"]
+            if (cursor := page["next_cursor"]) is None:
+                return rows
+
+    assert [row["ticker"] for row in await every("/v1/series", models.AllSeries)] == [f"KXS{i}" for i in range(6)]
+    assert [row["ticker"] for row in await every("/v1/series", models.AllSeries, category="C1")] == ["KXS1", "KXS3", "KXS5"]
+    one = (await client.get("/v1/series/KXS4")).json()
+    assert models.OneSeries.model_validate(one).exchange_object == {"ticker": "KXS4", "tags": ["\0"]}
+    assert [row["ticker"] for row in await every("/v1/events", models.Events, category="C0")] == [
+        f"KXS{i // 3}-{i}" for i in range(9)
+    ]
+    assert [row["ticker"] for row in await every("/v1/events", models.Events, series_ticker="KXS1")] == [
+        "KXS1-3",
+        "KXS1-4",
+        "KXS1-5",
+    ]
+    assert models.OneEvent.model_validate((await client.get("/v1/events/KXS1-3")).json()).exchange_object == {
+        "event_ticker": "e3"
+    }
+
+    settled = await every("/v1/markets", models.Markets, status="settled", series_ticker="KXS1")
+    assert [
+        (row["ticker"], row["series_ticker"], row["result"], row["settlement_value"], row["settled_at"]) for row in settled
+    ] == [(f"KXS1-{i}-T1", "KXS1", "yes", f"0.{10_000 - i}", instants.text(MIDNIGHT + i)) for i in (3, 4, 5)]
+    then = {"settled_from": MIDNIGHT + 1, "settled_to": instants.text(MIDNIGHT + 5)}
+    assert [row["ticker"][-4] for row in await every("/v1/markets", models.Markets, **then)] == ["1", "2", "3", "4"]
+    assert [row["ticker"] for row in await every("/v1/markets", models.Markets, event_ticker="KXS2-8", status="active")] == [
+        "KXS2-8-T1"
+    ]
+
+    happened = await every("/v1/lifecycle/KXS0-0-T1", models.Lifecycles)
+    assert [row["at"] for row in happened] == [instants.text(MIDNIGHT + i // 4) for i in range(20)]
+    assert sorted(row["exchange_object"]["n"] for row in happened) == list(range(20))
+    some = await every(
+        "/v1/lifecycle/KXS0-0-T1", models.Lifecycles, event_type="activated", **{"from": MIDNIGHT + 1, "to": MIDNIGHT + 4}
+    )
+    assert [row["exchange_object"]["n"] for row in some] == [5, 10, 15]
+    assert await every("/v1/lifecycle/KXS0-1-T1", models.Lifecycles) == []
+
+
 async def test_now_is_the_live_book_and_coverage_follows_the_persister(
     served: tuple[httpx.AsyncClient, Any], cluster: Cluster, redis_url: str
 ) -> None:
@@ -381,6 +452,12 @@ REFUSED = [
     ("/v1/trades/KXNONE", 404, "unknown_market"),
     ("/v1/markets/KXNONE", 404, "unknown_market"),
     ("/v1/gaps?ticker=KXNONE", 404, "unknown_market"),
+    ("/v1/lifecycle/KXNONE", 404, "unknown_market"),
+    ("/v1/events/KXNONE", 404, "unknown_event"),
+    ("/v1/series/no%00pe", 404, "unknown_series"),
+    ("/v1/series?category=%00", 422, "invalid_parameter"),
+    ("/v1/markets?settled_from=yesterday", 422, "invalid_parameter"),
+    ("/v1/lifecycle/KXA?cursor=WzAsLTFd", 422, "invalid_parameter"),
     ("/v1/orderbook/KXA?at=yesterday", 422, "invalid_parameter"),
     ("/v1/orderbook/KXA?at=", 422, "invalid_parameter"),
     ("/v1/orderbook/KXA?at=2025-11-03T00:00:00", 422, "invalid_parameter"),

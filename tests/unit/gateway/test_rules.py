@@ -77,6 +77,7 @@ def test_every_route_has_a_price_and_an_unknown_plan_gets_nothing() -> None:
     from services.gateway.history import routes as history
     from services.gateway.history import series
     from services.gateway.live import stream
+    from services.gateway.markets import families
     from services.gateway.markets import routes as markets
     from services.gateway.usage import routes as usage
 
@@ -85,6 +86,7 @@ def test_every_route_has_a_price_and_an_unknown_plan_gets_nothing() -> None:
         history.routes(nothing, nothing, nothing, nothing, nothing),  # type: ignore[arg-type]
         series.routes(nothing, nothing),  # type: ignore[arg-type]
         markets.routes(nothing),  # type: ignore[arg-type]
+        families.routes(nothing),  # type: ignore[arg-type]
         usage.routes(nothing, nothing),  # type: ignore[arg-type]
         stream.routes(nothing),  # type: ignore[arg-type]
     ]

@@ -23,7 +23,7 @@ def test_created_describes_a_market():
         )
     )
     assert change is not None
-    assert change[1:10] == ("INXD-23SEP14", None, "S&P 500 up?", "initialized", None, OPEN * 10**6, CLOSE * 10**6, None, 5)
+    assert change[1:11] == ("INXD-23SEP14", None, "S&P 500 up?", "initialized", None, OPEN * 10**6, CLOSE * 10**6, None, None, 5)
     assert change.body is None
 
 
@@ -69,6 +69,13 @@ def test_a_time_that_is_none_leaves_the_column(value):
     for kind, key in (("market", "close_time"), ("created", "close_ts")):
         change = market.change(event(kind, **{key: value}))
         assert change is not None and change.close_us is None
+
+
+@pytest.mark.parametrize(("value", "paid"), [("0.5000", 5000), ("1", 10_000), ("", None), ("1.5", None), (1, None), (None, None)])
+def test_what_a_settled_market_paid_is_told_by_frame_and_by_rest(value, paid):
+    for kind, key in (("market", "settlement_value_dollars"), ("determined", "settlement_value")):
+        change = market.change(event(kind, **{key: value}))
+        assert change is not None and change.settlement_value == paid
 
 
 def test_later_changes_win_and_silence_changes_nothing():
