@@ -15,6 +15,7 @@ from kalshibook_core.archive.columns import Books
 from kalshibook_core.postgres import levels, runs
 from kalshibook_core.postgres.partitions import DAY_US
 from kalshibook_core.postgres.runs import Event, EventColumns
+from kalshibook_core.wire.events import BOOK
 from services.gateway.history.cold import LAST, TIMEOUT, Cold
 from services.gateway.history.fold import CorruptHistory, State
 
@@ -82,7 +83,7 @@ _EFFECTIVE_OF: Final = "SELECT coalesce(max(effective_us), 0) FROM checkpoints W
 
 _GAPS_BETWEEN: Final = """
 SELECT start_us, end_us, cause, opened_version FROM gaps
-WHERE market_id = $1 AND channel = 'orderbook_delta' AND start_us <= $3 AND (end_us IS NULL OR end_us >= $2)"""
+WHERE market_id = $1 AND channel = $4 AND start_us <= $3 AND (end_us IS NULL OR end_us >= $2)"""
 
 _GAP_AT: Final = """
 SELECT start_us, end_us, cause FROM gaps
@@ -291,9 +292,12 @@ class Store:
             else:
                 from_us, days = until, days * 8
 
-    async def gaps_between(self, market_id: int, from_us: int, to_us: int) -> list[tuple[int, int | None, str, int]]:
-        """Return (start, end, cause, version that opened it) of the book gaps that touch [from_us, to_us]."""
-        return [tuple(row) for row in await self._pool.fetch(_GAPS_BETWEEN, market_id, from_us, to_us, timeout=TIMEOUT)]
+    async def gaps_between(
+        self, market_id: int, from_us: int, to_us: int, channel: str = BOOK
+    ) -> list[tuple[int, int | None, str, int]]:
+        """Return (start, end, cause, version that opened it) of a channel's gaps that touch [from_us, to_us]."""
+        rows = await self._pool.fetch(_GAPS_BETWEEN, market_id, from_us, to_us, channel, timeout=TIMEOUT)
+        return [tuple(row) for row in rows]
 
     async def trades(self, market_id: int, to_us: int, after: tuple[int, str], limit: int) -> list[Any]:
         """Return trades after the position (exchange_us, trade_id) and before to_us, in that order."""
