@@ -166,6 +166,75 @@ class Samples(Model):
 
     data: list[BidsSample | YesSample]
     next_cursor: str | None
+    quality: Quality
+
+
+class Top(Model):
+    """The best levels of YES from a version on, until the next row."""
+
+    version: int
+    effective_at: str = Field(examples=[AT])
+    state: Literal["complete", "gap"] = Field(description="gap: nothing is known from here on until the next row.")
+    bid: tuple[str, str] | None = Field(description="Price and size; null where nobody bids.", examples=[["0.4800", "12.00"]])
+    ask: tuple[str, str] | None = Field(examples=[["0.4900", "150.00"]])
+    mid: str | None = Field(examples=["0.48500"])
+    spread: str | None = Field(examples=["0.0100"])
+
+
+class Tops(Model):
+    """A page of the changes of the best levels."""
+
+    data: list[Top]
+    next_cursor: str | None
+    quality: Quality
+
+
+class Four(Model):
+    """Of the instants of an interval at which there is one; all null if there is none."""
+
+    open: str | None = Field(examples=["0.4800"])
+    high: str | None
+    low: str | None
+    close: str | None
+
+
+class CandleState(Model):
+    """What is known of an interval."""
+
+    state: Literal["complete", "gap", "pending", "ended", "not_recorded"] = Field(
+        description="gap: part of the interval lies in one. not_recorded: it begins before the market's first snapshot. pending "
+        "and ended: it ends later than what is recorded."
+    )
+
+
+class CandleTrades(CandleState, Four):
+    """The trades of an interval, at YES prices, without block trades."""
+
+    volume: str = Field(description="Contracts.", examples=["1250.00"])
+    notional: str = Field(description="Sum of price times size in dollars, exact.", examples=["612.500000"])
+    vwap: str | None = Field(description="notional / volume, rounded half to even at six decimals.", examples=["0.490000"])
+    count: int
+    block_volume: str = Field(description="Contracts of block trades, which are made off the book and are in nothing else here.")
+    block_count: int
+
+
+class Candle(CandleState):
+    """One interval."""
+
+    at: str = Field(description="Its first instant.", examples=[AT])
+    bid: Four
+    ask: Four
+    mid: Four = Field(description="With five decimals.")
+    trades: CandleTrades
+
+
+class Candles(Model):
+    """A page of candles."""
+
+    data: list[Candle]
+    next_cursor: str | None
+    quality: Quality = Field(description="Of the book.")
+    trades_quality: Quality
 
 
 class Snapshot(Model):

@@ -70,6 +70,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
                 Latest(redis, prefix),
                 History(pool, Cold(pool, past)),
             )
+            qualities = Quality(pool, feed.through)
             outbox, ledger = Outbox(redis, prefix, clock.now_us), Ledger(pool)
             meter = Meter(redis, outbox, partial(ledger_store.used_since, pool), prefix, clock.now_us, clock.monotonic)
             lookup = Lookup(partial(key_store.find, pool), clock.monotonic)
@@ -110,8 +111,8 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             application = app.create([
                 market_routes.routes(Markets(pool)),
                 families.routes(Markets(pool)),
-                history_routes.routes(histories, latest.book, feed.through, Quality(pool, feed.through), clock.now_us),
-                history_series.routes(histories, feed.through),
+                history_routes.routes(histories, latest.book, feed.through, qualities, clock.now_us),
+                history_series.routes(histories, qualities),
                 usage_routes.routes(partial(usage_store.by_day, pool), clock.now_us),
                 stream.routes(open_stream),
             ])  # fmt: skip

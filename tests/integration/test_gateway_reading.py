@@ -11,11 +11,13 @@ import httpx
 import pytest
 
 from kalshibook_core.kafka.cluster import Cluster
+from kalshibook_core.kalshi.numbers import format_price, format_size
 from kalshibook_core.postgres.pool import connect
-from kalshibook_core.wire.events import BookEvent
+from kalshibook_core.wire.events import BookEvent, Gap
 from services.gateway import instants, models
 from tests.integration.test_gateway_history import MIDNIGHT, history, shown
 from tests.support import gateway
+from tests.support.canonical import Market
 
 
 @pytest.fixture
@@ -119,3 +121,120 @@ async def test_samples_are_the_books_at_their_instants(served: tuple[httpx.Async
 
 def content(row: dict[str, Any]) -> Any:
     return [row[name] for name in ("state", "bids", "asks", "mid", "spread")]
+
+
+async def test_the_best_levels_and_candles_tell_the_same_story(served: tuple[httpx.AsyncClient, Any]) -> None:
+    client, connection = served
+    dice = random.Random(8)
+    events = history(9, "KXA", 400)
+    market_id = await gateway.add_market(connection, "KXA")
+    await gateway.write(connection, market_id, events, 50)
+    first, last, step = events[0].effective_us, events[-1].effective_us, 600_000_000
+    trades = [
+        (
+            dice.randrange(first, last),
+            1,
+            100 * dice.randint(1, 90),
+            market_id,
+            100 * dice.randint(1, 99),
+            0,
+            0,
+            n % 5 == 0,
+            f"t{n}",
+        )
+        for n in range(300)
+    ]
+    await connection.copy_records_to_table("trades", records=trades)
+    await connection.execute("INSERT INTO gaps VALUES ($1, $2, $3, 0, 'trade', 'disconnect')", first, first + step, market_id)
+    whole = {"from": first - 1, "to": last + 1}
+
+    rows = await every(client, "/v1/bbo/KXA", **whole, limit=37)
+    assert [row["version"] for row in rows] == sorted({row["version"] for row in rows})
+    number, shown_last = 0, None
+    for event in events:
+        found = gateway.brute_force(events[: event.version], event.effective_us)
+        assert found is not None
+        book, at_gap = found[0], isinstance(event, Gap)
+        yes, no = (max(side.items(), default=None) for side in book.sides)
+        now = None if at_gap else (yes and (yes[0], yes[1]), no and (10_000 - no[0], no[1]))
+        if number and now == shown_last:
+            continue
+        models.Top.model_validate(row := rows[number])
+        levels = (None, None) if now is None else now
+        wanted = [level and [format_price(level[0]), format_size(level[1])] for level in levels]
+        assert (row["version"], [row["bid"], row["ask"]], row["state"] == "gap") == (event.version, wanted, at_gap)
+        number, shown_last = number + 1, now
+    assert number == len(rows)
+    [opening] = (await client.get("/v1/bbo/KXA", params={"from": last, "to": last + 1})).json()["data"]
+    assert (opening["version"], opening["bid"], opening["ask"]) == (400, rows[-1]["bid"], rows[-1]["ask"])
+
+    params = {"from": first - 3 * step, "to": last + 1, "interval": "10m"}
+    candles = await every(client, "/v1/candles/KXA", **params, limit=17)
+    books = await every(client, "/v1/orderbooks/KXA", **params, depth=1, view="yes")
+    assert [candle["at"] for candle in candles] == [book["at"] for book in books]
+    for n, (candle, book) in enumerate(zip(candles, books, strict=True)):
+        models.Candle.model_validate(candle)
+        begin = first + (n - 3) * step
+        touched = [event for event in events if begin <= event.effective_us < begin + step]
+        if book["state"] == "complete" and book["bids"]:
+            assert candle["bid"]["open"] == book["bids"][0][0]
+        if begin <= first:
+            assert (candle["state"] == "not_recorded") == (begin < first)
+        elif begin > last:
+            assert candle["state"] == "pending"
+        elif any(isinstance(event, Gap) for event in touched) or book["state"] == "gap":
+            assert candle["state"] == "gap"
+        if book["state"] == "gap" and not touched:
+            assert [candle[name]["open"] for name in ("bid", "ask", "mid")] == [None] * 3
+        inside = sorted((t for t in trades if begin <= t[0] < begin + step and not t[7]), key=lambda t: (t[0], t[8]))
+        got = candle["trades"]
+        assert (got["count"], got["volume"]) == (len(inside), format_size(sum(t[2] for t in inside)))
+        assert got["open"] == (format_price(inside[0][4]) if inside else None)
+        assert got["close"] == (format_price(inside[-1][4]) if inside else None)
+        assert (got["state"] == "gap") == (n == 3)
+    assert sum(candle["trades"]["block_count"] for candle in candles) == 60
+
+
+async def test_a_gap_that_corrects_the_record_is_told_from_where_it_begins(served: tuple[httpx.AsyncClient, Any]) -> None:
+    client, connection = served
+    market = Market("KXA", MIDNIGHT)
+    events = [market.event(roll, 1_000_000) for roll in (3, 4, 5, 4, 26, 4, 7)]  # at 5 s a gap, at 6 s a snapshot
+    market_id = await gateway.add_market(connection, "KXA")
+    await gateway.write(connection, market_id, events)
+    start = MIDNIGHT + 3_000_000
+    await connection.execute("UPDATE gaps SET start_us = $1", start)
+    params = {"from": MIDNIGHT + 1_000_000, "to": MIDNIGHT + 7_000_000, "interval": "1s"}
+    rows = await every(client, "/v1/orderbooks/KXA", **params)
+    assert [row["state"] for row in rows] == ["complete", "complete", "gap", "gap", "gap", "complete"]
+    for row in rows:
+        single = (await client.get("/v1/orderbook/KXA", params={"at": row["at"]})).json()
+        assert (single["quality"]["state"], single["version"]) == (row["state"], row["version"])
+    candles = await every(client, "/v1/candles/KXA", **params)
+    assert [candle["state"] for candle in candles] == [row["state"] for row in rows]
+    refused = await client.get("/v1/candles/KXA", params=params | {"strict": "true"})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (409, "incomplete")
+
+
+REFUSED = [
+    ("/v1/orderbooks/KXA?from=1&to=2&interval=1w", 422, "expected a number and its unit"),
+    ("/v1/orderbooks/KXA?from=1&to=2&interval=0s", 422, "from 1ms to 31d"),
+    ("/v1/orderbooks/KXA?from=1&interval=1s", 422, "give both ends"),
+    ("/v1/orderbooks/KXA?from=2&to=1", 422, "later than from"),
+    ("/v1/orderbooks/KXA?from=1&to=2&cursor=WzVd", 422, "of another range"),
+    ("/v1/orderbooks/KXA?from=1&to=2&limit=100001", 422, "100000"),
+    ("/v1/orderbook/KXA?depth=0", 422, "greater than or equal to 1"),
+    ("/v1/orderbook/KXA?view=no", 422, "yes"),
+    ("/v1/candles/KXA?from=1&to=2&interval=999ms", 422, "from 1s to 1d"),
+    ("/v1/bbo/KXNONE?from=1&to=2", 404, "ever recorded"),
+    ("/v1/bbo/KXA?from=1&to=2", 404, "first snapshot"),
+    ("/v1/candles/KXA?from=1&to=2", 404, "first snapshot"),
+    ("/v1/orderbooks/KXA?from=1&to=2", 404, "first snapshot"),
+]
+
+
+async def test_what_cannot_be_answered_says_why(served: tuple[httpx.AsyncClient, Any]) -> None:
+    client, connection = served
+    await gateway.write(connection, await gateway.add_market(connection, "KXA"), history(4, "KXA", 60))
+    for path, status, words in REFUSED:
+        answer = await client.get(path)
+        assert (answer.status_code, words in answer.json()["error"]["message"]) == (status, True), answer.text

@@ -120,13 +120,13 @@ class Traded:
         self.volume += size
         self.notional += price * size
 
-    def row(self, *, in_gap: bool) -> dict[str, Any]:
+    def row(self) -> dict[str, Any]:
         """Return the trades as customers see them. The notional is exact; the vwap is rounded half to even at six decimals."""
         return {
             **four((self.open, self.high, self.low, self.close), format_price),
             "volume": format_size(self.volume), "notional": millionths(self.notional),
             "vwap": millionths(nearest(100 * self.notional, self.volume)) if self.volume else None, "count": self.count,
-            "block_volume": format_size(self.block_volume), "block_count": self.block_count, "in_gap": in_gap,
+            "block_volume": format_size(self.block_volume), "block_count": self.block_count,
         }  # fmt: skip
 
 
@@ -152,9 +152,9 @@ def nearest(dividend: int, divisor: int) -> int:
     return whole + (2 * rest > divisor or (2 * rest == divisor and whole % 2))
 
 
-def flagged(edges: Longs, spans: Iterable[tuple[int, int | None]]) -> NDArray[np.bool_]:
-    """Return which intervals any of the spans [start, end) touches; an end of None is open."""
+def flagged(edges: Longs, gaps: Iterable[tuple[int, int | None, str, int]]) -> NDArray[np.bool_]:
+    """Return which intervals any of the gaps (start, end, …) touches; an end of None is open."""
     found = np.zeros(len(edges) - 1, np.bool_)
-    for start, end in spans:
-        found |= (edges[1:] > start) & (edges[:-1] < (edges[-1] if end is None else end))
+    for start, end, *_ in gaps:
+        found |= (edges[1:] > start) & (edges[:-1] < (edges[-1] if end is None else max(end, start + 1)))
     return found

@@ -85,9 +85,16 @@ def routes(
 
     known = partial(recorded, store)
 
-    async def gap_of(market_id: int, state: State, at_us: int) -> tuple[int, int | None, str] | None:
-        """Return the gap that the state is in. A checkpoint may be stored before the gap it tells of, and then knows it alone."""
+    async def gap_of(market_id: int, state: State, at_us: int, since_us: int) -> tuple[int, int | None, str] | None:
+        """Return the gap, begun no later than `since_us`, that an instant lies in of which the state is the book.
+
+        A checkpoint may be stored before the gap it tells of, and then knows it alone. A gap that corrects the record begins
+        before the event that opens it.
+        """
         if not state.in_gap:
+            for start_us, end_us, cause, opened in await store.gaps_between(market_id, at_us, at_us):
+                if opened > state.version and start_us <= since_us and (end_us is None or end_us > at_us):
+                    return start_us, end_us, cause
             return None
         stored = await store.gap_at(market_id, at_us)
         if state.gap is not None and (stored is None or stored[0] != state.gap[0]):
@@ -108,7 +115,7 @@ def routes(
             if found is None:
                 raise not_recorded(ticker, None, None, pending=False)
             state = found
-            gap = await gap_of(market_id, state, state.effective_us)
+            gap = await gap_of(market_id, state, state.effective_us, state.effective_us - 1)
         # "Now" is the instant of the last event: of a later one nothing is claimed, staleness tells how long ago it was.
         staleness = max(0, now_us() - state.effective_us)
         return state, staleness, completeness.at_instant(state.effective_us, state.effective_us, gap)
@@ -125,7 +132,7 @@ def routes(
         through = max(through, state.effective_us - 1)
         if at_us > through and (later := state.later_us or await store.recorded_later(market_id, at_us)) is not None:
             through = later - 1
-        gap = await gap_of(market_id, state, at_us)
+        gap = await gap_of(market_id, state, at_us, at_us)
         ended = at_us > through and await over(market_id)
         return state, at_us - state.effective_us, completeness.at_instant(at_us, through, gap, ended)
 
@@ -136,7 +143,7 @@ def routes(
         if state is None:
             first = await store.first_recorded(market_id)
             raise not_recorded(ticker, None, first, pending=first is None and await store.checkpointed(market_id))
-        gap = await gap_of(market_id, state, state.effective_us)
+        gap = await gap_of(market_id, state, state.effective_us, state.effective_us - 1)
         quality = completeness.at_instant(state.effective_us, max(through, state.effective_us), gap)
         if not later and received_us > through - points.DISORDER_US:
             quality = completeness.later(quality, await over(market_id))
@@ -153,7 +160,7 @@ def routes(
                 "is the book now and says its version.",
                 market_ticker=ticker, version=version,
             )  # fmt: skip
-        gap = await gap_of(market_id, state, state.effective_us)
+        gap = await gap_of(market_id, state, state.effective_us, state.effective_us - 1)
         return state, 0, completeness.at_instant(state.effective_us, max(through, state.effective_us), gap)
 
     async def over(market_id: int) -> bool:

@@ -4,7 +4,7 @@ A sample is what `at` gives for its instant. It is written once an event later t
 what changed nothing since the sample before is not written again but repeated as bytes.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -15,6 +15,7 @@ from services.gateway.history import intervals
 from services.gateway.history.fold import State
 from services.gateway.history.views import View, shown
 from services.gateway.history.walk import Walk
+from services.gateway.instants import LAST_US
 
 MAX_BYTES: Final = 32 * 2**20
 """What the rows of a page may take together; past it the page ends."""
@@ -40,12 +41,16 @@ class Asked(NamedTuple):
 class Samples:
     """The rows of one page, as JSON; `done` instants are answered, with a row or, where only changes are wanted, by silence."""
 
-    def __init__(self, asked: Asked, state: State | None) -> None:
+    def __init__(self, asked: Asked, state: State | None, gaps: Iterable[tuple[int, int | None, str, int]]) -> None:
+        """`gaps`: (start, end, cause, version that opened it) of those that touch the instants."""
         self.rows: list[bytes] = []
         self.done = 0
         self.effective_us = 0 if state is None else state.effective_us
         self.instants = asked.from_us + asked.interval_us * np.arange(asked.number)
         self._asked, self._walk = asked, Walk(state)
+        self._gaps = np.zeros(asked.number, np.int64)  # the version that opens a gap in which the instant lies
+        for start, end, _, version in gaps:
+            self._gaps[(self.instants >= start) & (self.instants < (LAST_US if end is None else end))] = version
         self._texts = intervals.texts(self.instants)
         self._head, self._levels, self._last, self._size = b"", b"", b"", 0
         self._version = -1
@@ -82,7 +87,9 @@ class Samples:
             else:
                 self._head, content = b'","version":null,"checksum":null,', dict.fromkeys(content)
             self._levels = orjson.dumps(content)[1:]
-        state = (NOT_RECORDED if not walk.version else "gap" if walk.in_gap else quality).encode()
+        # A gap that corrects what was led by a liar begins before its event: what was known then is known to be wrong.
+        in_gap = walk.in_gap or walk.version < self._gaps[self.done]
+        state = (NOT_RECORDED if not walk.version else "gap" if in_gap else quality).encode()
         seen = state + self._levels
         if not self._asked.changes_only or seen != self._last:
             self.rows.append(b'{"at":"%b","state":"' % self._texts[self.done].encode() + state + self._head + self._levels)

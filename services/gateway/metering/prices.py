@@ -16,6 +16,8 @@ CREDITS: Final[dict[str, tuple[int, bool]]] = {
     "orderbook": (1, False),
     "orderbook_at": (2, False),
     "orderbooks": (2, True),
+    "bbo": (1, True),
+    "candles": (1, True),
     "deltas": (1, True),
     "trades": (1, True),
     "markets": (1, True),

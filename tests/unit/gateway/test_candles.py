@@ -93,7 +93,7 @@ def test_traded_is_exact_and_block_trades_stand_apart(trades: list[tuple[int, in
     traded = Traded()
     for trade in trades:
         traded.add(*trade)
-    row = traded.row(in_gap=False)
+    row = traded.row()
     on_book = [(Fraction(price, 10_000), Fraction(size, 100)) for price, size, block in trades if not block]
     four = [row[name] and Fraction(row[name]) for name in ("open", "high", "low", "close")]
     prices = [price for price, _ in on_book]
@@ -107,7 +107,13 @@ def test_traded_is_exact_and_block_trades_stand_apart(trades: list[tuple[int, in
 
 def test_intervals_that_a_gap_touches() -> None:
     edges = np.array([0, 10, 20, 30])
-    assert flagged(edges, [(10, 20)]).tolist() == [False, True, False]
-    assert flagged(edges, [(9, 11), (29, None)]).tolist() == [True, True, True]
-    assert flagged(edges, [(30, None), (-5, 0)]).tolist() == [False, False, False]
+    for span, touched in (
+        ((10, 20), [False, True, False]),
+        ((9, 11), [True, True, False]),
+        ((29, None), [False, False, True]),
+        ((30, None), [False, False, False]),
+        ((-5, 0), [False, False, False]),
+        ((20, 20), [False, False, True]),
+    ):
+        assert flagged(edges, [(*span, "disconnect", 1)]).tolist() == touched
     assert [nearest(n, 2) for n in (1, 3, 5, 4)] == [0, 2, 2, 2]
