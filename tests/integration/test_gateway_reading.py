@@ -131,20 +131,11 @@ async def test_the_best_levels_and_candles_tell_the_same_story(served: tuple[htt
     await gateway.write(connection, market_id, events, 50)
     first, last, step = events[0].effective_us, events[-1].effective_us, 600_000_000
     trades = [
-        (
-            dice.randrange(first, last),
-            1,
-            100 * dice.randint(1, 90),
-            market_id,
-            100 * dice.randint(1, 99),
-            0,
-            0,
-            n % 5 == 0,
-            f"t{n}",
-        )
+        (dice.randrange(first, last), 1, dice.randint(1, 9_000), market_id, dice.randint(1, 9_999), 0, 0, n % 5 == 0, f"t{n}")
         for n in range(300)
     ]
-    await connection.copy_records_to_table("trades", records=trades)
+    names = ("exchange_us", "recv_us", "count", "market_id", "yes_price", "no_price", "taker_side", "is_block_trade", "trade_id")
+    await connection.copy_records_to_table("trades", columns=names, records=trades)
     await connection.execute("INSERT INTO gaps VALUES ($1, $2, $3, 0, 'trade', 'disconnect')", first, first + step, market_id)
     whole = {"from": first - 1, "to": last + 1}
 

@@ -33,7 +33,7 @@ SELECT least((SELECT effective_us FROM book_events WHERE market_id = $1 AND effe
              (SELECT greatest(first_us, $2) FROM cold_spans WHERE market_id = $1 AND table_name = 'book_events' AND last_us >= $2
               ORDER BY first_us LIMIT 1))"""
 _LAST_DROPPED: Final = """
-SELECT max(last_us) FROM cold_spans WHERE market_id = $1 AND table_name = 'book_events' AND last_us BETWEEN $3 AND $2 - 1"""
+SELECT max(last_us) FROM cold_spans WHERE market_id = $1 AND table_name = 'book_events' AND last_us >= $3 AND last_us < $2"""
 _LAST: Final = f"""
 SELECT {_ROW} FROM book_events
 WHERE market_id = $1 AND effective_us < $2 AND effective_us >= $3 ORDER BY effective_us DESC, version DESC LIMIT 1"""
