@@ -16,6 +16,9 @@ from kalshibook_core.kafka.topics import ALL, Topic
 MAX_RECORD_BYTES: Final = 8 * 1024 * 1024
 """The largest record batch a topic takes; a frame of the exchange has at most 4 MiB here."""
 
+COMPACTED_BYTES: Final = 32 * 1024 * 1024
+"""A segment of a compacted topic. The last one is never compacted, and a restore reads all of it: Kafka makes it 1 GiB."""
+
 _OK, _EXISTS = 0, 36  # Kafka protocol error codes NONE and TOPIC_ALREADY_EXISTS
 
 WITHIN_SECONDS: Final = 60.0
@@ -110,6 +113,7 @@ def _new(cluster: Cluster, topic: Topic) -> NewTopic:
             "cleanup.policy": topic.cleanup,
             "retention.ms": str(topic.retention_ms),
             "max.message.bytes": str(MAX_RECORD_BYTES),
+            **({"segment.bytes": str(COMPACTED_BYTES)} if topic.cleanup == "compact" else {}),
         },
     )
     new.replication_factor = -1  # the broker's default; aiokafka's constructor does not take what Kafka does

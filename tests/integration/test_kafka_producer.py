@@ -7,6 +7,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from kalshibook_core.kafka import admin, topics
 from kalshibook_core.kafka.cluster import Cluster, partition_of
@@ -179,6 +181,16 @@ async def test_topics_are_made_once_and_a_wrong_count_is_refused(cluster: Cluste
     await asyncio.gather(*(admin.ensure_topics(cluster) for _ in range(3)))
     with pytest.raises(TopicMismatch, match="has 4 partitions, KB_KAFKA_PARTITIONS says 5"):
         await admin.ensure_topics(Cluster(cluster.brokers, cluster.prefix, 5))
+    client = AIOKafkaAdminClient(bootstrap_servers=cluster.brokers)
+    await client.start()
+    try:
+        asked = [ConfigResource(ConfigResourceType.TOPIC, cluster.topic(each)) for each in (topics.RAW, topics.CHECKPOINTS)]
+        answers = [each for answer in await client.describe_configs(asked) for each in answer.resources]
+    finally:
+        await client.close()
+    said = [{entry[0]: entry[1] for entry in answer[4]} for answer in answers]
+    assert [each["cleanup.policy"] for each in said] == ["delete", "compact"]
+    assert [int(each["segment.bytes"]) for each in said] == [2**30, 2**25]  # of the latter all is read at every start
 
 
 async def test_topics_of_a_broker_that_stalls_are_waited_for_and_no_longer_than_told(tmp_path: Path) -> None:
