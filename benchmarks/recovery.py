@@ -2,8 +2,8 @@
 
 Of every market two checkpoints stand in the compacted topic (what the broker has not compacted yet is read too), then the events
 since; each market's last checkpoint, its book after the events and every event on the way are verified. Measured is the process
-itself, from before it is started until its /readyz says yes: on the clock and by its own CPU time. Bare is a consumer that fetches
-the same records and looks at none.
+itself, from before it is started until its /readyz says yes: on the clock and by its own CPU time. Bare is a consumer that
+fetches the same records and looks at none.
 """
 
 import asyncio
