@@ -52,6 +52,13 @@ class Archive:
         """Read from `store`."""
         self._store = store
 
+    def log(self) -> str | None:
+        """Return whose log's records it holds, None if nobody said."""
+        try:
+            return str(orjson.loads(self._store.get(layout.LOG))["log"])
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return None
+
     def held(self, topic: str) -> list[Held]:
         """Return what there is of a topic, partition by partition."""
         return self._held(topic, topic)
@@ -166,6 +173,18 @@ class Archive:
         if overlaps is None and ticker is None and len(rows) != entry.rows:
             raise Damaged(entry.path, f"{len(rows):,} rows instead of {entry.rows:,}")
         yield from rows
+
+    def stream(self, entry: Entry) -> Iterator[Row]:
+        """Yield the rows of a file as they stand in it, row group by row group. Raises Damaged, of their number at the end."""
+        content, table, count = self.content(entry), tables.BY_NAME[entry.table], 0
+        try:
+            for row in table.read(content):
+                count += 1
+                yield row
+        except ValueError as error:
+            raise Damaged(entry.path, str(error)) from error
+        if count != entry.rows:
+            raise Damaged(entry.path, f"{count:,} rows instead of {entry.rows:,}")
 
     def market(self, topic: str, ticker: str, from_us: int = 0, to_us: int = _END_US) -> Iterator[Row]:
         """Yield a market's rows of a topic from `from_us` to before `to_us`, by the clock of the topic's table, in order.

@@ -1,21 +1,27 @@
 """`kb verify`: whether the archive is what was written, makes itself again from its raw rows, and equals the database."""
 
-from contextlib import AsyncExitStack
+import json
+from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack, contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import click
 
+from kalshibook_core.runtime import clock
 from kalshibook_core.runtime.settings import ConfigurationError
 from kalshibook_tools.cli.command import Instant, database, dsn_option, fail, home_option, run
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _ROWS = (
-    ("files", "files read, each what its commit says"),
+    ("files", "files read, each what is said of it"),
     ("events_proved", "archived events that the raw rows make"),
     ("events_pending", "events at the end that only one side has yet"),
     ("checkpoints_proved", "checkpoints that equal the book of their version"),
-    ("rows_proved", "rows of the database that are the events"),
-    ("rows_pending", "rows at the end that the database has yet to get"),
-    ("unnamed", "files that no commit names: left by a writer that was killed; no reader sees them"),
+    ("rows_proved", "events that the database has as they are"),
+    ("rows_pending", "events at the end that the database has yet to get"),
+    ("rows_cold", "events of days that the database has handed to the archive"),
+    ("unnamed", "files that nothing names: left by a writer that was killed; no reader sees them"),
     ("objects", "OBJECTS: missing, or not what was written"),
     ("raw", "RAW: partitions whose first raw records are not archived"),
     ("events", "EVENTS: markets whose archived events are not what the raw rows make"),
@@ -33,73 +39,229 @@ _ROWS = (
 @click.option("--from", "from_us", type=Instant(), default="1970-01-01", help="Compare events from this instant on (UTC).")
 @click.option("--to", "to_us", type=Instant(), help="Compare events before this instant.")
 @click.option("--keep", is_flag=True, help="Leave damaged files where they are.")
+@click.option(
+    "--repair", is_flag=True, help="Make damaged files again from the raw rows, and wrong checkpoints; name each first."
+)
+@click.option("--savepoints", metavar="PLACE", help="Where folds begin if --from allows: a folder or s3://; KB_HOME/proofs.")
+@click.option("--json", "as_json", is_flag=True, help="Report as one JSON object.")
 @click.option("--window", envvar="KB_DEDUPLICATOR_WINDOW", default=10_000, show_default=True, help="As the deduplicator had it.")
 @click.option("--patience", envvar="KB_DEDUPLICATOR_PATIENCE_SECONDS", default=300, show_default=True, help="Likewise.")
 @click.option("--trade-window", envvar="KB_DEDUPLICATOR_TRADE_WINDOW", default=50_000, show_default=True, help="Likewise.")
 def verify(
     home: Path, dsn: str | None, location: str | None, endpoint: str, market: str | None, from_us: int, to_us: int | None,
-    keep: bool, window: int, patience: int, trade_window: int,
+    keep: bool, repair: bool, savepoints: str | None, as_json: bool, window: int, patience: int, trade_window: int,
 ) -> None:  # fmt: skip
     """Prove the archive, and the database with it.
 
-    Reads every file against its manifest; folds the raw rows from nothing through the deduplicator's own code and compares each
-    event, version and checksum with the archived ones, with the checkpoints and with the database. Exit code 1 if anything
-    differs, 0 if not. A damaged file is moved to quarantine/ in the archive, with the reason beside it.
+    Reads every file against its manifest; folds the raw rows through the deduplicator's own code and compares each event, version
+    and checksum with the archived ones, with the checkpoints and with the database. Exit code 1 if anything differs, and the
+    first class of difference is named; 0 if not. A damaged file is moved to quarantine/ in the archive, and the reason beside it.
+
+    The fold begins at nothing and leaves savepoints. With --from it begins at the last of them before that instant, if there is
+    one, and says that what lies before was taken as given.
 
     \b
     Try:
       kb verify
       kb verify --market KXGOLD15M-26AUG050800-00 --from 2026-08-05T11:00:00Z --to 2026-08-05T12:00:00Z
-      KB_ARCHIVE=s3://bucket/prefix kb verify --keep
+      KB_ARCHIVE=s3://bucket/prefix kb verify --keep --json
+      kb verify --repair
     """
-    from kalshibook_core.archive.reader import Archive
-    from kalshibook_core.archive.store import open_store
-    from kalshibook_core.postgres.pool import connect_pool
+    from kalshibook_core.archive.store import Store, open_store
     from kalshibook_tools.verify import archive as proof
-    from kalshibook_tools.verify import database as rows
-    from services.deduplicator.market_log import Limits
-    from services.deduplicator.partition import Partition
 
-    result = proof.Result()
-    wanted = proof.Wanted(market, from_us, proof.END_US if to_us is None else to_us)
+    if repair and (market or from_us or to_us is not None or keep):
+        raise click.UsageError("--repair needs all of the archive: leave out --market, --from, --to and --keep")
+    limits = [window, patience, trade_window]
 
-    async def work() -> None:
+    def opened(place: str) -> Store:
         try:
-            store = open_store(location or str(home / "archive"), endpoint)
+            return open_store(place, endpoint)
         except ValueError as error:
             raise ConfigurationError(f"KB_ARCHIVE: {error}") from None
-        held = Archive(store)
-        found = proof.contents(held, result)
-        if not found.files and not result.told:
-            fail(f"there is no archive at {store}: name one by --archive or KB_ARCHIVE")
-        with click.progressbar(length=found.rows, label="reading every file") as bar:
-            proof.check_objects(held, found, result, bar.update)
-        result.counts["unnamed"] = sum(1 for _ in proof.unnamed(held, found))
-        if result.first_class is None:
-            await fold(held, found)
-        elif not keep:
-            for damaged in result.damaged:
-                if moved := held.quarantine(damaged):
-                    click.echo(f"moved to {moved}", err=True)
 
-    async def fold(held: Archive, found: proof.Contents) -> None:
-        async with AsyncExitStack() as stack:
-            compare, stored = None, {}
-            try:
-                pool = await stack.enter_async_context(await connect_pool(database(home, dsn)))
-                compare, stored = rows.comparison(pool, result), await rows.checkpoints(pool)
-            except ConfigurationError:
-                click.echo("no database is compared: set KB_POSTGRES_DSN, or `kb up` first")
-            bar = stack.enter_context(click.progressbar(length=found.rows, label="folding from nothing"))
-            for number in proof.partitions(found, wanted):
-                partition = Partition(trade_window, limits=Limits(window, patience * 1_000_000))
-                await proof.Proof(held, found, number, partition, wanted, result).run(compare, stored, bar.update)
+    async def work() -> tuple[proof.Result, list[str]]:
+        store, saved = opened(location or str(home / "archive")), opened(savepoints or str(home / "proofs"))
+        wanted = proof.Wanted(market, from_us, proof.END_US if to_us is None else to_us)
+        run = _Run(store, saved, wanted, limits, home, dsn)
+        result = await run.all()
+        if not repair:
+            return result, [] if keep else list(run.quarantine())
+        done = await run.repair()
+        if not done:
+            return result, []
+        return await _Run(store, saved, wanted, limits, home, dsn).all(), done
 
-    run(work())
-    for key, meaning in _ROWS:
-        click.echo(f"{result.counts[key]:>12,}  {meaning}")
-    for line in result.told:
+    result, done = run(work())
+    if as_json:
+        click.echo(json.dumps(_report(result, done)))
+    else:
+        for key, meaning in _ROWS:
+            click.echo(f"{result.counts[key]:>12,}  {meaning}")
+        for line in result.given:
+            click.echo(f"taken as given: {line}")
+    for line in (*done, *result.told):
         click.echo(line, err=True)
     if result.first_class:
         fail(f"the archive does not prove itself: {result.counts[result.first_class]:,} differences of {result.first_class}")
-    click.echo("the archive is what was written, and the raw rows make it again")
+    if not as_json:
+        click.echo("the archive is what was written, and the raw rows make it again")
+
+
+def _report(result: Any, done: list[str]) -> dict[str, Any]:
+    return {
+        "proved": result.first_class is None,
+        "first_class": result.first_class,
+        "counts": {key: result.counts[key] for key, _ in _ROWS},
+        "taken_as_given": result.given,
+        "differences": result.told,
+        "damaged": [{"path": damaged.path, "why": damaged.why} for damaged in result.damaged],
+        "done": done,
+    }
+
+
+class _Run:
+    """One pass over an archive."""
+
+    def __init__(self, store: Any, saved: Any, wanted: Any, limits: list[int], home: Path, dsn: str | None) -> None:
+        from kalshibook_core.archive.reader import Archive
+        from kalshibook_tools.verify import archive as proof
+
+        self._store, self._saved, self._wanted, self._limits, self._home, self._dsn = store, saved, wanted, limits, home, dsn
+        self._archive, self.result = Archive(store), proof.Result()
+        self._found = proof.Contents({}, {}, {})
+
+    async def all(self) -> Any:
+        """Prove everything that is wanted; return what was found."""
+        from kalshibook_tools.verify import archive as proof
+
+        result = self.result
+        self._found = found = proof.contents(self._archive, result)
+        if not found.files and not result.told:
+            fail(f"there is no archive at {self._store}: name one by --archive or KB_ARCHIVE")
+        if result.first_class is None:
+            with _progress(found.rows, "reading every file") as progress:
+                proof.check_objects(self._archive, found, result, progress)
+            result.counts["unnamed"] = sum(1 for _ in proof.unnamed(self._archive, found))
+        if result.first_class is None:
+            await self._fold()
+        return result
+
+    def quarantine(self) -> Iterator[str]:
+        """Put away what is damaged; yield what was done."""
+        for damaged in self.result.damaged:
+            if moved := self._archive.quarantine(damaged):
+                yield f"moved to {moved}"
+
+    async def repair(self) -> list[str]:
+        """Put away what is damaged and make again what can be; return what was done."""
+        from kalshibook_core.postgres.pool import connect_pool
+        from kalshibook_tools.verify import repair
+
+        result = self.result
+        if result.first_class not in ("objects", "checkpoints"):
+            return []
+        for hopeless in repair.hopeless(self._archive, result):
+            fail(f"cannot be made again, nothing was changed: {hopeless}; put a copy back in its place")
+        if result.counts["objects"] > len(result.damaged):
+            fail("offsets or rows are missing, which cannot be made again; nothing was changed")
+        for damaged in result.damaged:
+            click.echo(f"to be made again: {damaged}", err=True)
+        for ticker, version in result.wrong_checkpoints:
+            click.echo(f"to be replaced in the database: the checkpoint of {ticker} version {version}", err=True)
+        if result.first_class == "checkpoints":
+            if len(result.wrong_checkpoints) < result.counts["checkpoints"]:
+                fail("an archived checkpoint is wrong, which cannot be made again; nothing was changed")
+            async with await connect_pool(database(self._home, self._dsn)) as pool:
+                return await repair.checkpoints(pool, self._archive, self._found, result.wrong_checkpoints)
+        places = repair.places(result)
+        if not places:
+            return [f"{line}: what it stood for is there" for line in self.quarantine()]
+        result.counts["objects"] = 0  # of the rest there must be no difference
+        proofs = await self._fold(places)
+        if result.first_class:
+            fail(f"what is not damaged differs too ({result.first_class}: {result.told[-1]}); nothing was changed")
+        done = list(self.quarantine())
+        for each in proofs:
+            try:
+                done += [f"made again: {path}" for path in repair.write(self._store, self._found, each, clock.now_us())]
+            except repair.Impossible as why:
+                fail(str(why))
+        return done
+
+    async def _fold(self, again: Any = ()) -> list[Any]:
+        from kalshibook_core.postgres.pool import connect_pool
+        from kalshibook_tools.verify import archive as proof
+        from kalshibook_tools.verify import database as rows
+
+        result, found, proofs = self.result, self._found, []
+        async with AsyncExitStack() as stack:
+            compared, stored = None, {}
+            try:
+                if not again:
+                    pool = await stack.enter_async_context(await connect_pool(database(self._home, self._dsn)))
+                    compared, stored = rows.Comparison(pool, result), await rows.checkpoints(pool, self._wanted, result)
+                    await compared.begin()
+            except ConfigurationError:
+                click.echo("no database is compared: set KB_POSTGRES_DSN, or `kb up` first", err=True)
+            numbers = [n for n in proof.partitions(found, self._wanted) if not again or any(n == place[1] for place in again)]
+            progress = stack.enter_context(_progress(2 * found.rows, "folding"))
+            for number in numbers:
+                each = await self._fold_one(number, again, compared, stored, progress)
+                if compared is not None:
+                    reached = {
+                        topic: held.chain.next for topic, of in found.held.items() for held in of if held.partition == number
+                    }
+                    await compared.end(number, reached, each.unarchived)
+                proofs.append(each)
+        return proofs
+
+    async def _fold_one(self, number: int, again: Any, compared: Any, stored: Any, progress: Callable[[int], None]) -> Any:
+        from kalshibook_tools.verify import archive as proof
+        from kalshibook_tools.verify import savepoints
+        from services.deduplicator.market_log import Limits
+        from services.deduplicator.partition import Partition
+
+        window, patience, trade_window = self._limits
+
+        def new() -> Partition:
+            return Partition(trade_window, limits=Limits(window, patience * 1_000_000))
+
+        of, partition, start = savepoints.of(str(self._archive.log()), self._limits), new(), 0
+        for savepoint in () if again else savepoints.latest(self._saved, of, number, self._wanted.from_us):
+            if savepoints.restore(self._saved, savepoint, partition):
+                start = savepoint.offset
+                self.result.given.append(
+                    f"the raw rows of partition {number} before offset {start}, which made everything up to "
+                    f"{_EPOCH + timedelta(microseconds=savepoint.until_us)}"
+                )
+                break
+            partition = new()
+
+        def save(offset: int, until_us: int) -> None:
+            if until_us and not again:
+                savepoints.save(self._saved, savepoints.Savepoint(of, number, offset, until_us), partition)
+
+        each = proof.Proof(self._archive, self._found, number, partition, self._wanted, self.result, start, again)
+        await each.run(None if compared is None else compared.compare, stored, progress, save)
+        return each
+
+
+@contextmanager
+def _progress(rows: int, label: str) -> Iterator[Callable[[int], None]]:
+    """Show on standard error, if it is a terminal, how far it is, how fast, and how long yet."""
+    import sys
+
+    began, done = clock.monotonic(), 0
+
+    def rate(_: Any) -> str:
+        return f"{done / max(clock.monotonic() - began, 1e-3):,.0f} rows/s"
+
+    with click.progressbar(length=rows, label=label, show_pos=True, item_show_func=rate, file=sys.stderr) as bar:
+
+        def progress(count: int) -> None:
+            nonlocal done
+            done += count
+            bar.update(count)
+
+        yield progress

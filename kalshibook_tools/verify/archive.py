@@ -1,29 +1,33 @@
 """Whether an archive proves itself: each object is what was written, the raw rows make the canonical ones, the database agrees.
 
-The raw rows of a partition are given to the deduplicator's own core in the order of their offsets, from the first one on, and
-what comes out is compared, market by market and in order, with the canonical rows and with the database.
+The raw rows of a partition are given to the deduplicator's own core in the order of their offsets, from the first one on or from
+a savepoint of a fold before, and each event that comes out is compared with the archived one and with its row in the database.
 
-    objects      a commit, a manifest or a file is missing or is not what was written; no commit holds some offsets
+    objects      a commit, a repack, a manifest or a file is missing or is not what was written; no commit holds some offsets; a
+                 repack has not as many rows as the files it stands for
     raw          the raw rows do not begin at the log's first record, so nothing they make can be compared
     events       an archived event is not the one the raw rows make, is missing though later ones are there, or comes from nowhere
-    checkpoints  a checkpoint, archived or in the database, whose checksum is not that of its version
-    database     a row of book_events differs, is missing, or is there twice
+    checkpoints  a checkpoint, archived or in the database, whose checksum is not that of its version or of its own levels
+    database     a row of book_events, trades, tickers or lifecycle differs, is missing, or is there twice; a partition by time is
+                 missing or detached
 
 An event that only one side has, after the last that both have, is no difference: the other side has yet to come so far.
+
+A day that is put together is held in memory until the fold has passed it, a partition at a time.
 """
 
-from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 from kalshibook_core.archive import layout, tables
-from kalshibook_core.archive.layout import Commit
-from kalshibook_core.archive.manifest import Entry
+from kalshibook_core.archive.layout import Commit, Repack
+from kalshibook_core.archive.manifest import Entry, Repacked
 from kalshibook_core.archive.reader import Archive, Damaged, Held
 from kalshibook_core.archive.tables import Row, Table
 from kalshibook_core.kafka import topics
-from kalshibook_core.wire.events import BookDelta, BookEvent, BookSnapshot, Gap, Lifecycle, RawFrame, Ticker, Trade
+from kalshibook_core.wire.events import BookDelta, BookSnapshot, Gap, Lifecycle, RawFrame, Ticker, Trade
 from services.deduplicator.partition import Partition
 
 CLASSES: Final = ("objects", "raw", "events", "checkpoints", "database")
@@ -37,15 +41,31 @@ _TOPIC_OF: Final = {
     Lifecycle: topics.LIFECYCLE.name,
 }
 
-END_US: Final = 1 << 63
+_SIDES: Final = tuple(sorted(set(_TOPIC_OF.values())))
+IN_DATABASE: Final = "in the database"
+
+END_US: Final = (1 << 63) - 1
 """Later than any event."""
 
-DatabaseRows = Callable[[Sequence[BookEvent]], Awaitable[Counter[str]]]
-"""Compares book events with the database's rows; returns differences and what is pending, by what to say."""
+Made = tuple[int, Any]
+"""(number, event): what the raw rows make, numbered in the order in which they do."""
+
+DatabaseRows = Callable[[Sequence[Made]], Awaitable[None]]
+"""Compares events with the database's rows, in their order, and notes what it finds."""
+
+Key = tuple[str, int]
+"""(ticker, version)"""
+
+Place = tuple[str, int, int, str]
+"""(topic, partition, day, series): what can be made again from raw rows."""
 
 
-Checkpoints = dict[tuple[str, int], int]
-"""Checksums by (ticker, version)."""
+class Known(NamedTuple):
+    """What a checkpoint says."""
+
+    checksum: int
+    effective_us: int
+    where: str  # "archived", or "in the database"
 
 
 class Wanted(NamedTuple):
@@ -74,10 +94,18 @@ class Result:
     counts: Counter[str] = field(default_factory=Counter)
     told: list[str] = field(default_factory=list)
     damaged: list[Damaged] = field(default_factory=list)
+    hurt: dict[str, list[Place]] = field(default_factory=dict)
+    """By the path of what is damaged, what it held that can be made again."""
 
-    def differs(self, kind: str, why: str) -> None:
-        """Note a difference."""
-        self.counts[kind] += 1
+    wrong_checkpoints: list[Key] = field(default_factory=list)
+    """Those of the database."""
+
+    given: list[str] = field(default_factory=list)
+    """What was not proved, but taken as it is."""
+
+    def differs(self, kind: str, why: str, count: int = 1) -> None:
+        """Note a difference, or several of one cause."""
+        self.counts[kind] += count
         if len(self.told) < _TOLD:
             self.told.append(f"{kind}: {why}")
 
@@ -88,30 +116,68 @@ class Result:
 
 
 class Contents(NamedTuple):
-    """The commits of an archive and their files."""
+    """The commits and repacks of an archive, and their files."""
 
     held: dict[str, list[Held]]  # by topic
     files: dict[Commit, list[Entry]]
+    repacked: dict[Repack, Repacked]  # in force
+
+    def effective(self, held: Held) -> Iterator[Entry]:
+        """Yield the files that hold the rows of a partition of a topic, each row once."""
+        for day in sorted(held.repacks):
+            yield from self.repacked[held.repacks[day]].files
+        for commit in held.chain.commits:
+            yield from self.left(held, commit)
+
+    def left(self, held: Held, commit: Commit) -> Iterator[Entry]:
+        """Yield the files of a commit that no repack stands for."""
+        return (entry for entry in self.files[commit] if not held.supersedes(entry.day, commit))
+
+    @property
+    def partitions(self) -> Iterator[Held]:
+        """Every partition of every topic."""
+        return (each for of in self.held.values() for each in of)
 
     @property
     def rows(self) -> int:
         """How many rows there are."""
-        return sum(entry.rows for entries in self.files.values() for entry in entries)
+        return sum(entry.rows for held in self.partitions for entry in self.effective(held))
 
 
 def contents(archive: Archive, result: Result) -> Contents:
-    """Read every commit."""
-    held = {topic: archive.held(topic) for topic in tables.BY_TOPIC}
-    files: dict[Commit, list[Entry]] = {}
-    for each in (each for of in held.values() for each in of):
+    """Read every commit and every repack in force, and compare their numbers of rows."""
+    found = Contents({topic: archive.held(topic) for topic in tables.BY_TOPIC}, {}, {})
+    for each in found.partitions:
         for first, after in each.chain.holes:
             result.differs("objects", f"{each.topic} partition {each.partition}: no commit holds the offsets {first} to {after}")
         for commit in each.chain.commits:
             try:
-                files[commit] = archive.files(commit)
+                found.files[commit] = archive.files(commit)
             except Damaged as damaged:
                 _note(result, damaged)
-    return Contents(held, files)
+        for repack in each.repacks.values():
+            try:
+                found.repacked[repack] = archive.repacked(repack)
+            except Damaged as damaged:
+                _note(result, damaged)
+    if not result.first_class:
+        for each in found.partitions:
+            _count(found, each, result)
+    return found
+
+
+def _count(found: Contents, held: Held, result: Result) -> None:
+    standing: dict[int, Counter[tuple[str, str]]] = {day: Counter() for day in held.repacks}
+    for commit in held.chain.commits:
+        for entry in found.files[commit]:
+            if held.supersedes(entry.day, commit):
+                standing[entry.day][entry.channel, entry.series] += entry.rows
+    for day, repack in held.repacks.items():
+        has = Counter[tuple[str, str]]()
+        for entry in found.repacked[repack].files:
+            has[entry.channel, entry.series] += entry.rows
+        if has != standing[day]:
+            result.differs("objects", f"{repack.path}: {has.total():,} rows for {standing[day].total():,}, or of other series")
 
 
 def partitions(found: Contents, wanted: Wanted) -> list[int]:
@@ -125,14 +191,16 @@ def partitions(found: Contents, wanted: Wanted) -> list[int]:
 
 
 def check_objects(archive: Archive, found: Contents, result: Result, progress: Callable[[int], None]) -> None:
-    """Read every manifest and every file against what its commit says; `progress` hears of the rows."""
-    for entries in found.files.values():
-        for entry in entries:
+    """Read every manifest and every file against what is said of it; `progress` hears of the rows."""
+    for held in found.partitions:
+        for entry in found.effective(held):
             for check in (archive.manifest, archive.content):
                 try:
                     check(entry)
                 except Damaged as damaged:
                     _note(result, damaged)
+                    if held.topic in _SIDES:
+                        result.hurt.setdefault(damaged.path, []).append((held.topic, held.partition, entry.day, entry.series))
             result.counts["files"] += 1
             progress(entry.rows)
 
@@ -143,98 +211,184 @@ def _note(result: Result, damaged: Damaged) -> None:
 
 
 class Proof:
-    """A partition's raw rows, folded from nothing, against its canonical rows."""
+    """A partition's raw rows, folded from nothing or from a savepoint, against its canonical rows."""
 
     def __init__(
-        self, archive: Archive, found: Contents, number: int, partition: Partition, wanted: Wanted, result: Result
+        self,
+        archive: Archive,
+        found: Contents,
+        number: int,
+        partition: Partition,
+        wanted: Wanted,
+        result: Result,
+        start: int = 0,
+        again: Iterable[Place] = (),
     ) -> None:
-        """Prove partition `number`; `partition` is new."""
-        self._archive, self._found, self._number, self._wanted, self._result = archive, found, number, wanted, result
-        self._partition = partition
-        self._made = 0
-        self._sides = {topic: _Side(topic, result) for topic in sorted(set(_TOPIC_OF.values()))}
-        self._checkpoints: list[Checkpoints] = []
+        """Prove partition `number`; `partition` is as the raw records before offset `start` make it.
 
-    async def run(self, compare: DatabaseRows | None, stored: Checkpoints, progress: Callable[[int], None]) -> None:
-        """Fold and compare everything; `stored` are the database's checkpoints, those that are met are taken out."""
-        raw = self._commits(topics.RAW.name)
-        if not raw:
+        The places `again` are not compared, but made again: `rebuilt` has their rows then.
+        """
+        self._archive, self._found, self._number, self._wanted, self._result = archive, found, number, wanted, result
+        self._partition, self._start = partition, start
+        self._made = 0
+        self._last_us = 0
+        self._sides = {topic: _Side(topic, result) for topic in _SIDES}
+        self._checkpoints: list[dict[Key, Known]] = []
+        self.unarchived = Counter[str]()
+        """By topic, events at the end that are not archived yet."""
+        self.rebuilt: dict[Place, list[Row]] = {place: [] for place in again if place[1] == number}
+
+    async def run(
+        self,
+        compare: DatabaseRows | None,
+        stored: dict[Key, Known],
+        progress: Callable[[int], None],
+        save: Callable[[int, int], None] = lambda offset, until_us: None,
+    ) -> None:
+        """Fold and compare everything; `stored` are the database's checkpoints, those that are met are taken out.
+
+        `save` is called with (offset, latest instant of any event so far) where the partition is worth a savepoint.
+        """
+        raw = self._held(topics.RAW.name)
+        if raw is None or not raw.chain.commits:
             return
-        if raw[0].first:
-            self._result.differs("raw", f"partition {self._number} begins at offset {raw[0].first}")
+        if raw.chain.commits[0].first and not self._start:
+            self._result.differs("raw", f"partition {self._number} begins at offset {raw.chain.commits[0].first}")
             return
         self._checkpoints = [stored, self._archived_checkpoints()]
         canonical = {topic: self._canonical(topic, progress) for topic in self._sides}
-        for commit in raw:
+        given = {ticker: market.book.version for ticker, market in self._partition.markets.items()}
+        streams, day = _Streams(self._archive, self._found, raw), 0
+        for commit in raw.chain.commits:
+            if commit.next <= self._start:
+                continue
             if commit.first_day > self._wanted.days.stop:  # received a day after the last that is wanted
                 break
-            books: list[BookEvent] = []
-            for offset, frame in self._raw(commit):
-                if frame.kind != tables.UNREADABLE:
+            if day and commit.last_day > day:  # before the first record of a day, so that all of it can be proved from there
+                save(commit.first, self._last_us)
+            day = max(day, commit.last_day)
+            made: list[Made] = []
+            for offset, frame in streams.of(commit):
+                if offset >= self._start and frame.kind != tables.UNREADABLE:
                     for event in self._partition.receive(frame, offset):
-                        self._make(event, books)
-                if compare is not None and len(books) >= _AT_ONCE:
-                    self._result.counts.update(await compare(books))
-                    books = []
+                        self._make(event, made)
+                if compare is not None and len(made) >= _AT_ONCE:
+                    await compare(made)
+                    made = []
             progress(sum(entry.rows for entry in self._found.files[commit]))
             for topic, side in self._sides.items():
                 while not side.ahead and (rows := next(canonical[topic], None)) is not None:
                     for row in rows:
                         side.archived(row[1])
-            if compare is not None and books:
-                self._result.counts.update(await compare(books))
+            if compare is not None and made:
+                await compare(made)
+        else:
+            save(raw.chain.next, self._last_us)
         for topic, side in self._sides.items():
             for rows in canonical[topic]:
                 for row in rows:
                     side.archived(row[1])
-            side.end(raw[-1].next)
-        for ticker, version in (key for known in self._checkpoints for key in known):
-            market = self._partition.markets.get(ticker)
-            if market is not None and version <= market.book.version:
-                self._result.differs("checkpoints", f"{ticker} version {version}: no such event is made")
+            self.unarchived[topic] = side.end(raw.chain.next)
+        self._judge_checkpoints(given)
 
-    def _make(self, event: Any, books: list[BookEvent]) -> None:
+    def _judge_checkpoints(self, given: dict[str, int]) -> None:
+        for known in self._checkpoints:
+            for (ticker, version), checkpoint in known.items():
+                market = self._partition.markets.get(ticker)
+                if market is not None and given.get(ticker, 0) < version <= market.book.version:
+                    self._wrong_checkpoint(ticker, version, checkpoint, "no such event is made")
+
+    def _wrong_checkpoint(self, ticker: str, version: int, checkpoint: Known, why: str) -> None:
+        self._result.differs("checkpoints", f"{ticker} version {version}, {checkpoint.where}: {why}")
+        if checkpoint.where == IN_DATABASE:
+            self._result.wrong_checkpoints.append((ticker, version))
+
+    def _make(self, event: Any, made: list[Made]) -> None:
         if isinstance(event, RawFrame):
             return  # a REST answer handed on for an audit: the raw row itself
         topic = topic_of(event)
+        table = tables.BY_TOPIC[topic]
         self._made += 1
+        self._last_us = max(self._last_us, table.instant(event))
         if topic == topics.BOOK.name:
             for known in self._checkpoints:
-                checksum = known.pop((event.market_ticker, event.version), None) if known else None
-                if checksum == event.checksum:
+                checkpoint = known.pop((event.market_ticker, event.version), None) if known else None
+                if checkpoint is None:
+                    continue
+                if checkpoint.checksum == event.checksum:
                     self._result.counts["checkpoints_proved"] += 1
-                elif checksum is not None:
-                    self._result.differs("checkpoints", f"{event.market_ticker} version {event.version}: another checksum")
-        if self._wanted.has(tables.BY_TOPIC[topic], event):
+                else:
+                    self._wrong_checkpoint(event.market_ticker, event.version, checkpoint, "another checksum")
+        if self.rebuilt:
+            series, day = layout.series_of(event.market_ticker), layout.day_of(table.instant(event))
+            rows = self.rebuilt.get((topic, self._number, day, series))
+            if rows is not None:
+                rows.append((event.raw_offset, tables.bare(event)))
+                return
+        if self._wanted.has(table, event):
             self._sides[topic].folded(self._made, tables.bare(event))
-            if topic == topics.BOOK.name:
-                books.append(event)
+            made.append((self._made, event))
 
-    def _archived_checkpoints(self) -> Checkpoints:
+    def _archived_checkpoints(self) -> dict[Key, Known]:
         found = self._canonical(topics.CHECKPOINTS.name, lambda _: None)
-        return {(event.market_ticker, event.version): event.checksum for rows in found for _, event in rows}
+        return {
+            (event.market_ticker, event.version): Known(event.checksum, event.effective_us, "archived")
+            for rows in found
+            for _, event in rows
+        }
 
-    def _commits(self, topic: str) -> Sequence[Commit]:
-        return next((held.chain.commits for held in self._found.held[topic] if held.partition == self._number), ())
-
-    def _raw(self, commit: Commit) -> Iterator[tuple[int, RawFrame]]:
-        rows = [row for entry in self._found.files[commit] for row in self._archive.rows(entry)]
-        rows.sort(key=lambda row: row[0])
-        return iter(rows)
+    def _held(self, topic: str) -> Held | None:
+        return next((held for held in self._found.held[topic] if held.partition == self._number), None)
 
     def _canonical(self, topic: str, progress: Callable[[int], None]) -> Iterator[list[Row]]:
-        """Yield the wanted rows, commit by commit, each market's in their order."""
-        table, wanted = tables.BY_TOPIC[topic], self._wanted
+        """Yield the wanted rows, day by day that is put together, then commit by commit."""
+        table, wanted, held = tables.BY_TOPIC[topic], self._wanted, self._held(topic)
         series = wanted.ticker and layout.series_of(wanted.ticker)
-        for commit in self._commits(topic):
-            rows: list[Row] = []
-            for entry in sorted(self._found.files[commit], key=lambda entry: entry.day):
-                if entry.day in wanted.days and series in (None, entry.series):
-                    rows += (row for row in self._archive.rows(entry) if wanted.has(table, row[1]))
+        if held is None:
+            return
+
+        def wanted_of(entries: Iterable[Entry]) -> Iterator[Row]:
+            for entry in entries:
+                again = (topic, self._number, entry.day, entry.series) in self.rebuilt
+                if entry.day in wanted.days and series in (None, entry.series) and not again:
+                    yield from (row for row in self._archive.stream(entry) if wanted.has(table, row[1]))
                 progress(entry.rows)
-            if table not in (tables.BOOKS, tables.CHECKPOINTED):
-                rows.sort(key=lambda row: row[0])  # their days may overlap, the records they are made of do not
-            yield rows
+
+        for day in sorted(held.repacks):
+            yield list(wanted_of(self._found.repacked[held.repacks[day]].files))
+        for commit in held.chain.commits:
+            yield list(wanted_of(self._found.left(held, commit)))
+
+
+class _Streams:
+    """The raw rows of a partition, commit by commit in the order of their offsets, wherever they stand now."""
+
+    def __init__(self, archive: Archive, found: Contents, held: Held) -> None:
+        self._archive, self._found, self._held = archive, found, held
+        self._open: dict[tuple[int, str, str], Iterator[Row]] = {}
+        self._ahead: dict[tuple[int, str, str], Row] = {}
+
+    def of(self, commit: Commit) -> list[Row]:
+        rows: list[Row] = []
+        for entry in self._found.files[commit]:
+            if self._held.supersedes(entry.day, commit):
+                rows += self._before(commit.next, (entry.day, entry.channel, entry.series))
+            else:
+                rows += self._archive.rows(entry)
+        rows.sort(key=lambda row: row[0])
+        return rows
+
+    def _before(self, offset: int, place: tuple[int, str, str]) -> Iterator[Row]:
+        if place not in self._open:
+            day, *where = place
+            files = self._found.repacked[self._held.repacks[day]].files
+            mine = [entry for entry in files if [entry.channel, entry.series] == where]
+            self._open[place] = (row for entry in mine for row in self._archive.stream(entry))
+        while (row := self._ahead.pop(place, None) or next(self._open[place], None)) is not None:
+            if row[0] >= offset:
+                self._ahead[place] = row
+                return
+            yield row
 
 
 class _Side:
@@ -242,27 +396,36 @@ class _Side:
 
     def __init__(self, topic: str, result: Result) -> None:
         self._topic, self._result = topic, result
-        self._folded: dict[str, deque[tuple[int, Any]]] = {}
-        self._archived: dict[str, deque[Any]] = {}
+        self._folded: dict[Key, list[Made]] = {}
+        self._archived: dict[Key, list[Any]] = {}
         self._wrong: set[str] = set()
         self._last = 0  # the number of the last event that both have
         self.ahead = 0  # archived events that nothing folded has met yet
 
+    def _key(self, event: Any) -> Key:
+        return event.market_ticker, event.version if self._topic == topics.BOOK.name else event.raw_offset
+
     def folded(self, number: int, event: Any) -> None:
-        waiting = self._archived.get(event.market_ticker)
+        key = self._key(event)
+        waiting = self._archived.get(key)
         if waiting:
             self.ahead -= 1
-            self._meet(number, event, waiting.popleft())
+            self._meet(number, event, waiting.pop(0))
+            if not waiting:
+                del self._archived[key]
         else:
-            self._folded.setdefault(event.market_ticker, deque()).append((number, event))
+            self._folded.setdefault(key, []).append((number, event))
 
     def archived(self, event: Any) -> None:
-        waiting = self._folded.get(event.market_ticker)
+        key = self._key(event)
+        waiting = self._folded.get(key)
         if waiting:
-            self._meet(*waiting.popleft(), event)
+            self._meet(*waiting.pop(0), event)
+            if not waiting:
+                del self._folded[key]
         else:
             self.ahead += 1
-            self._archived.setdefault(event.market_ticker, deque()).append(event)
+            self._archived.setdefault(key, []).append(event)
 
     def _meet(self, number: int, folded: Any, archived: Any) -> None:
         self._last = max(self._last, number)
@@ -272,20 +435,22 @@ class _Side:
             self._differs(folded.market_ticker, f"the raw rows make {folded}; archived is {archived}")
 
     def _differs(self, ticker: str, why: str) -> None:
-        if ticker not in self._wrong:  # once a market: whatever follows stands one place off
+        if ticker not in self._wrong:  # once a market: one cause makes many
             self._wrong.add(ticker)
             self._result.differs("events", f"{self._topic}, {ticker}: {why}")
 
-    def end(self, raw_end: int) -> None:
-        """Judge what nothing met."""
-        for ticker, waiting in self._folded.items():
-            if waiting and waiting[0][0] < self._last:
-                self._differs(ticker, f"not archived: {waiting[0][1]}")
-            self._result.counts["events_pending"] += len(waiting)
-        for ticker, left in self._archived.items():
-            if left and left[0].raw_offset < raw_end:
-                self._differs(ticker, f"no raw row makes {left[0]}")
-            self._result.counts["events_pending"] += len(left)
+    def end(self, raw_end: int) -> int:
+        """Judge what nothing met; return how many events are not archived yet."""
+        for number, event in sorted((made for waiting in self._folded.values() for made in waiting), key=lambda made: made[0]):
+            if number < self._last:
+                self._differs(event.market_ticker, f"not archived: {event}")
+            self._result.counts["events_pending"] += 1
+        for waiting in self._archived.values():
+            for event in waiting:
+                if event.raw_offset < raw_end:
+                    self._differs(event.market_ticker, f"no raw row makes {event}")
+                self._result.counts["events_pending"] += 1
+        return sum(map(len, self._folded.values()))
 
 
 def topic_of(event: Any) -> str:
@@ -296,7 +461,11 @@ def topic_of(event: Any) -> str:
 
 
 def unnamed(archive: Archive, found: Contents) -> Iterator[str]:
-    """Yield the files that no commit in force names: of a writer that was killed, or whose place another had taken."""
+    """Yield the files that nothing in force names: of a writer that was killed, or whose place another had taken.
+
+    Files that a repack stands for are not among them: they are deleted when its time of grace is over.
+    """
     named = {entry.path for entries in found.files.values() for entry in entries}
+    named.update(entry.path for told in found.repacked.values() for entry in (*told.files, *told.replaced))
     for table in tables.BY_NAME:
         yield from (path for path, _ in archive.listed(table) if path.endswith(layout.ROWS) and path not in named)

@@ -41,6 +41,11 @@ class TradeWindow:
         self._ids.add(trade.trade_id)
         self._latest[trade.market_ticker] = trade
 
+    @property
+    def held(self) -> list[Trade]:
+        """The trades in it, in their order."""
+        return list(self._order)
+
     def latest_us(self, ticker: str) -> int:
         """Return the exchange time of the market's latest trade, 0 where none is in the window."""
         trade = self._latest.get(ticker)

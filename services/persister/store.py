@@ -11,10 +11,10 @@ from typing import Any, Final
 import asyncpg
 import structlog
 
-from kalshibook_core.postgres import partitions, runs
+from kalshibook_core.postgres import levels, partitions, runs
 from kalshibook_core.postgres.pool import UNREACHABLE
 from kalshibook_core.runtime import logs
-from kalshibook_core.wire.events import EVENT, SERIES, TRADES
+from kalshibook_core.wire.events import EVENT, SERIES, TRADES, Checkpoint
 from services.persister import batch as batches
 from services.persister.batch import Batch, Row, Source
 
@@ -192,6 +192,22 @@ class Store:
             counts = await _insert(connection, batch, ChainMap(fresh, self._ids) if fresh else self._ids)
         self._ids.update(fresh)
         return counts
+
+
+async def replace_checkpoint(pool: Any, ticker: str, version: int, right: Checkpoint | None) -> None:
+    """Delete a market's checkpoint of a version that is found wrong, and put the right one there if there is one.
+
+    In one transaction. Without one, books are made from the checkpoint before, which costs time and nothing else.
+    """
+    async with pool.acquire() as connection, connection.transaction():
+        market_id = await connection.fetchval("SELECT id FROM markets WHERE ticker = $1", ticker)
+        await connection.execute("DELETE FROM checkpoints WHERE market_id = $1 AND version = $2", market_id, version)
+        if right is not None:
+            row = (
+                right.effective_us, right.checksum, right.gap_start_us, market_id, right.version, right.gap_cause,
+                levels.pack(right.yes, right.no),
+            )  # fmt: skip
+            await connection.execute(_CHECKPOINTS, *([each] for each in row))
 
 
 async def _advance(connection: Any, moved: Mapping[Source, int], expected: Mapping[Source, int]) -> None:

@@ -2,51 +2,81 @@
 
 import asyncio
 import random
-from collections import defaultdict
+import re
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import asyncpg
+import orjson
 import pytest
 from click.testing import CliRunner, Result
 
+from kalshibook_core.archive import layout, manifest
 from kalshibook_core.archive.reader import Archive
 from kalshibook_core.archive.store import Folder
+from kalshibook_core.archive.tables import BY_TOPIC
 from kalshibook_core.kafka import topics
+from kalshibook_core.orderbook import Book
 from kalshibook_core.postgres import pool
 from kalshibook_core.wire import codec
-from kalshibook_core.wire.events import BookDelta, Checkpoint, RawFrame
+from kalshibook_core.wire.events import BookDelta, BookSnapshot, Checkpoint, Gap, RawFrame
 from kalshibook_tools.cli.command import kb
 from kalshibook_tools.verify import copies, truth
 from kalshibook_tools.verify.archive import topic_of
 from services.deduplicator.partition import Partition
-from services.persister.archive import commit, files
+from services.persister.archive import commit, files, repack
 from services.persister.archive.held import Record
 from services.persister.batch import Batch
 from services.persister.store import Store
-from tests.support.archive import records
+from tests.support.archive import DAY_US, everything, records
 
 pytestmark = pytest.mark.stack
 
 Log = dict[str, list[Record]]
+CANONICAL = (topics.BOOK.name, topics.TRADES.name, topics.TICKERS.name, topics.LIFECYCLE.name)
 
 
-def log(events: int, change: Callable[[int, RawFrame], RawFrame] = lambda _, raw: raw) -> Log:
-    """Return what the topics of a partition hold: hurt copies of a truth, and what the deduplicator makes of them."""
-    told = copies.publish(truth.generate(events, 5), ["g1", "g2"], 5, copies.Hurts())
-    raws = records([change(n, each.raw) for n, each in enumerate(told)])
+def log(events: int, change: Callable[[int, RawFrame], RawFrame] = lambda _, raw: raw, pace: int = 1) -> Log:
+    """Return what the topics of a partition hold: hurt copies of a truth, and what the deduplicator makes of them.
+
+    Every fortieth record is one of the ticker or the lifecycle channel besides.
+    """
+    told = copies.publish(truth.generate(events, 5, pace=pace), ["g1", "g2"], 5, copies.Hurts())
+    frames: list[RawFrame] = []
+    for n, each in enumerate(told):
+        frames.append(change(n, each.raw))
+        if not n % 40:
+            frames.append(beside(n, each.raw))
+    raws = records(frames)
     partition, made = Partition(), defaultdict(list)
+    books: dict[str, Book] = defaultdict(Book)
     for offset, _, value in raws:
         for event in partition.receive(codec.decode(value), offset):
-            if not isinstance(event, RawFrame):
-                made[topic_of(event)].append(event)
-    books = [event for event in made[topics.BOOK.name] if isinstance(event, BookDelta)]
-    made[topics.CHECKPOINTS.name] = [
-        Checkpoint(e.market_ticker, e.version, e.effective_us, [], [], e.checksum, None, None, "g1", 0, 1, 0, 0)
-        for e in books[::500]
-    ]
+            if isinstance(event, RawFrame):
+                continue
+            made[topic_of(event)].append(event)
+            if isinstance(event, BookSnapshot):
+                books[event.market_ticker] = Book(event.yes, event.no)
+            elif isinstance(event, BookDelta):
+                book = books[event.market_ticker]
+                book.apply(event.side, event.price, event.delta)
+                if not event.version % 100:
+                    at = event.market_ticker, event.version, event.effective_us
+                    checkpoint = Checkpoint(*at, book.yes, book.no, event.checksum, None, None, "g1", 0, 1, 0, 0)
+                    made[topics.CHECKPOINTS.name].append(checkpoint)
     return {topics.RAW.name: raws} | {topic: records(of) for topic, of in made.items()}
+
+
+def beside(n: int, raw: RawFrame) -> RawFrame:
+    """Return a ticker, or a change of the market's life, told by the same gatherer."""
+    msg = {"market_ticker": raw.market_ticker, "ts_ms": raw.clock_us // 1000, "price_dollars": "0.4800", "volume_fp": f"{n}.00"}
+    if n % 80:
+        msg = {"market_ticker": raw.market_ticker, "event_type": "close_date_updated", "close_ts": n}
+    kind = "market_lifecycle_v2" if n % 80 else "ticker"
+    payload = orjson.dumps({"type": kind, "sid": 9, "msg": msg})
+    return raw._replace(kind="FRAME", channel=kind, sid=9, seq=-1, payload=payload, detail="")
 
 
 def write(folder: Path, written: Log) -> None:
@@ -71,7 +101,7 @@ async def store(dsn: str, written: Log) -> None:
     async with await pool.connect_pool(dsn) as connections:
         tables = Store(connections)
         batch = Batch()
-        for topic in (topics.BOOK.name, topics.CHECKPOINTS.name):
+        for topic in written.keys() - {topics.RAW.name}:
             batch.add((topic, 2), [SimpleNamespace(offset=each.offset, value=each.value) for each in written[topic]])
         await tables.write(batch, await tables.positions(sorted(batch.next)))
 
@@ -85,40 +115,158 @@ def figure(result: Result, words: str) -> int:
     return next(int(line.split()[0].replace(",", "")) for line in result.stdout.splitlines() if words in line)
 
 
+def put_together(folder: Path) -> int:
+    """Repack every day of it, and delete what was before; return how many days of partitions that were."""
+    store, days, long_after = Folder(folder), 0, 1 << 60
+    for topic in BY_TOPIC:
+        held = Archive(store).held_of(topic, 2)
+        for day in repack.due(Archive(store), held, long_after, 0):
+            assert repack.repack(store, held, day, f"r{day}", long_after)
+            days += 1
+        repack.sweep(store, topic, 2, long_after + 1, 1)
+    return days
+
+
 async def test_what_was_recorded_proves_itself_and_the_database(database, tmp_path: Path):
-    written = log(6_000)
+    written = log(3_000, pace=2_000)
     await asyncio.to_thread(write, tmp_path / "archive", written)
     await store(database, written)
     result = await verify(tmp_path / "archive", database)
     assert result.exit_code == 0, result.output
-    canonical = sum(len(of) for topic, of in written.items() if topic not in (topics.RAW.name, topics.CHECKPOINTS.name))
-    assert figure(result, "archived events that the raw rows make") == canonical > 5_000
-    assert figure(result, "rows of the database that are the events") == len(written[topics.BOOK.name])
+    canonical = [codec.decode(each.value) for topic, of in written.items() for each in of if topic in CANONICAL]
+    assert figure(result, "archived events that the raw rows make") == len(canonical) > 3_000
+    rows = [event for event in canonical if not isinstance(event, Gap) or event.version]
+    assert figure(result, "the database has as they are") == len(rows)
     assert figure(result, "checkpoints that equal") == 2 * len(written[topics.CHECKPOINTS.name]) > 10
-    middle = codec.decode(written[topics.BOOK.name][3_000].value)
+    books = [codec.decode(each.value) for each in written[topics.BOOK.name]]
+    middle = books[len(books) * 9 // 10]
     at = truth.rfc3339(middle.effective_us)
     some = await verify(tmp_path / "archive", database, "--market", middle.market_ticker, "--from", at)
     assert some.exit_code == 0, some.output
-    left = [codec.decode(each.value) for each in written[topics.BOOK.name]]
-    wanted = sum(e.market_ticker == middle.market_ticker and e.effective_us >= middle.effective_us for e in left)
-    assert figure(some, "rows of the database that are the events") == wanted > 100
+    wanted = sum(e.market_ticker == middle.market_ticker and e.effective_us >= middle.effective_us for e in books)
+    assert figure(some, "the database has as they are") >= wanted > 10
 
     connection = await asyncpg.connect(database)
-    for change, kind in (
-        ("UPDATE book_events SET packed = set_byte(packed, 9, get_byte(packed, 9) # 1) WHERE version < 100", "DATABASE"),
-        ("DELETE FROM book_events WHERE version BETWEEN 200 AND 300", "DATABASE"),
+    before: Counter[str] = Counter()
+    for change, kind, name in (
+        ("UPDATE trades SET count = count + 1 WHERE trade_id = (SELECT min(trade_id) FROM trades)", "DATABASE", "trades, "),
+        ("DELETE FROM tickers WHERE exchange_us = (SELECT min(exchange_us) FROM tickers)", "DATABASE", "tickers, "),
+        ("INSERT INTO tickers SELECT * FROM tickers WHERE volume = 8000", "DATABASE", "a row too many"),
+        ("UPDATE lifecycle SET body = '{}' WHERE body->>'close_ts' = '40'", "DATABASE", "lifecycle, "),
+        ("DELETE FROM trades WHERE exchange_us = (SELECT max(exchange_us) FROM trades)", "DATABASE", "trades, "),
+        ("UPDATE book_events SET packed = set_byte(packed, 9, get_byte(packed, 9) # 1) WHERE version < 100", "DATABASE", ""),
+        ("DELETE FROM book_events WHERE version BETWEEN 200 AND 300", "DATABASE", "not in the database"),
         (
             "INSERT INTO book_events SELECT effective_us + 1, market_id, version, events, kind, packed FROM book_events",
             "DATABASE",
+            "a row too many",
         ),
-        ("UPDATE checkpoints SET checksum = checksum + 1", "CHECKPOINTS"),
+        ("UPDATE checkpoints SET checksum = checksum + 1", "CHECKPOINTS", "another checksum"),
     ):
-        before = figure(await verify(tmp_path / "archive", database), kind)
         await connection.execute(change)
         found = await verify(tmp_path / "archive", database)
-        assert found.exit_code == 1
-        assert figure(found, kind) > before, change
+        assert found.exit_code == 1, change
+        assert figure(found, kind) > before[kind], change
+        before[kind] = figure(found, kind)
+        assert name in found.stderr
     await connection.close()
+
+
+async def test_a_partition_that_is_gone_or_detached_is_named_unless_the_archive_took_its_place(database, tmp_path: Path):
+    written = log(3_000, pace=2_000)
+    await asyncio.to_thread(write, tmp_path / "archive", written)
+    await store(database, written)
+    connection = await asyncpg.connect(database)
+    names = [row[0] for row in await connection.fetch("SELECT inhrelid::regclass::text FROM pg_inherits ORDER BY 1")]
+    gone, detached = [name for name in names if re.fullmatch(r"book_events_\d+", name)][:2]
+    await connection.execute(f"DROP TABLE {gone}")
+    await connection.execute(f"ALTER TABLE book_events DETACH PARTITION {detached}")
+    found = await verify(tmp_path / "archive", database, "--json")
+    report = orjson.loads(found.stdout)
+    assert (found.exit_code, report["first_class"], report["proved"]) == (1, "database", False)
+    assert {line.split()[2] for line in report["differences"]} == {gone, detached}
+    await connection.close()
+
+
+async def test_days_put_together_prove_themselves_and_a_proof_begins_in_the_middle(tmp_path: Path):
+    written, place = log(3_000, pace=2_000), tmp_path / "archive"
+    await asyncio.to_thread(write, place, written)
+    whole = await verify(place)
+    assert await asyncio.to_thread(put_together, place) >= 12
+    again = await verify(place)
+    assert again.exit_code == 0, again.output
+    proved = "archived events that the raw rows make"
+    assert figure(again, proved) == figure(whole, proved) > 3_000
+    assert figure(again, "nothing names") == 0
+
+    last = codec.decode(written[topics.BOOK.name][-1].value).effective_us
+    at = truth.rfc3339(last - last % DAY_US)
+    nothing = await verify(place, "", "--from", at, "--savepoints", str(tmp_path / "other"))
+    begun = await verify(place, "", "--from", at)
+    assert begun.exit_code == nothing.exit_code == 0, begun.output
+    assert "taken as given" in begun.stdout and "taken as given" not in nothing.stdout
+    assert figure(begun, proved) == figure(nothing, proved) > 100
+    for savepoint in (tmp_path / "none").rglob("*.z"):
+        savepoint.write_bytes(savepoint.read_bytes()[:-1])
+    cut = await verify(place, "", "--from", at)
+    assert cut.exit_code == 0 and "taken as given" not in cut.stdout
+
+    sealed = sorted((place / "repacks" / topics.TRADES.name).rglob("*.json"))[0]
+    made = layout.repack_of(sealed.relative_to(place).as_posix())
+    told = Archive(Folder(place)).repacked(made)
+    sealed.write_bytes(manifest.seal_repack(made, told._replace(files=[told.files[0]._replace(rows=told.files[0].rows - 1)])))
+    fewer = await verify(place)
+    assert fewer.exit_code == 1 and figure(fewer, "OBJECTS") and sealed.name in fewer.stderr
+
+
+def hurt(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(bytes(content))
+
+
+async def test_what_is_damaged_is_made_again_from_the_raw_rows_or_refused(database, tmp_path: Path):
+    written, place = log(1_500, pace=2_000), tmp_path / "archive"
+    await asyncio.to_thread(write, place, written)
+    await store(database, written)
+    before = {topic: said(place, topic) for topic in CANONICAL}
+    for step in range(2):  # the second time what is hurt was put together, and the old files are gone
+        chance = random.Random(step)
+        for table in ("book", "trades", "lifecycle"):
+            files = sorted((place / table).rglob("*.parquet"))
+            hurt(chance.choice(files))
+            chance.choice(files).with_suffix(".json").unlink()
+        found = await verify(place, database, "--keep")
+        assert found.exit_code == 1 and figure(found, "OBJECTS") > 3
+        repaired = await verify(place, database, "--repair")
+        assert repaired.exit_code == 0, repaired.output
+        assert "to be made again: book/" in repaired.stderr and "made again: repacks/" in repaired.stderr
+        assert {topic: said(place, topic) for topic in CANONICAL} == before
+        assert list((place / "quarantine" / "book").rglob("*.why"))
+        await asyncio.to_thread(put_together, place)
+
+    connection = await asyncpg.connect(database)
+    right = await connection.fetch("SELECT * FROM checkpoints ORDER BY market_id, version")
+    await connection.execute("UPDATE checkpoints SET levels = '\\x0400000000' WHERE version > 100")
+    assert figure(await verify(place, database), "CHECKPOINTS") > 0
+    repaired = await verify(place, database, "--repair")
+    assert repaired.exit_code == 0, repaired.output
+    assert await connection.fetch("SELECT * FROM checkpoints ORDER BY market_id, version") == right
+    await connection.close()
+
+    hurt(sorted((place / "raw").rglob("*.parquet"))[0])
+    refused = await verify(place, database, "--repair")
+    assert refused.exit_code == 1 and "cannot be made again, nothing was changed: raw/" in refused.stderr
+    assert not list((place / "quarantine").glob("raw/**/*.parquet"))
+
+
+def said(place: Path, topic: str) -> dict[str, list]:
+    """Return what the archive has of each market, in order of its records."""
+    by_market: dict[str, list] = defaultdict(list)
+    for rows in everything(Archive(Folder(place)), topic).values():
+        for row in sorted(rows, key=lambda row: row[0]):
+            by_market[row[1].market_ticker].append(row)
+    return by_market
 
 
 async def test_raw_rows_that_make_something_else_are_found(tmp_path: Path):

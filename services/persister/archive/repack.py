@@ -15,7 +15,7 @@ Commits are never deleted: they are what is known of the offsets. Canonical rows
 order of their offsets, in which alone anybody reads them.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import groupby
 from typing import Final, NamedTuple
@@ -81,38 +81,52 @@ def _place(entry: Entry) -> tuple[str, str]:
 
 
 def repack(
-    store: Store, held: Held, day: int, life: str, now_us: int, stopping: Callable[[], bool] = lambda: False, rows: int = ROWS
+    store: Store,
+    held: Held,
+    day: int,
+    life: str,
+    now_us: int,
+    stopping: Callable[[], bool] = lambda: False,
+    rows: int = ROWS,
+    again: Mapping[str, Sequence[Row]] | None = None,
 ) -> Repacked | None:
     """Repack a day of a partition; None if there is nothing to do, or offsets are missing. Blocks.
 
-    Raises Damaged, Unequal, Abandoned, OSError.
+    `again` are the rows of series that were made again from the raw rows, because a file of theirs is damaged: these are taken,
+    and their files not read. Raises Damaged, Unequal, Abandoned, OSError.
     """
     archive, table = Archive(store), tables.FORMATS[tables.BY_TOPIC[held.topic].name, tables.REPACKED]
     before = held.repacks.get(day)
     entries = archive.effective(held, range(day, day + 1))
-    if not entries or held.chain.holes or (before is not None and entries == archive.repacked(before).files):
+    done = not again and before is not None and entries == archive.repacked(before).files
+    if done or not entries or held.chain.holes:
         return None
     made = Repack(held.topic, held.partition, day, held.chain.commits[0].first, held.chain.next, life)
     files: list[Entry] = []
-    for number, chunk in enumerate(plan(entries, rows)):
+
+    def write(place: tuple[str, str], of: list[Row]) -> None:
         if stopping():
             raise Abandoned
-        files.append(_write(store, archive, table, made._replace(life=f"{life}x{number}"), chunk))
+        files.append(_write(store, archive, table, made._replace(life=f"{life}x{len(files)}"), place, of))
+
+    for chunk in plan((entry for entry in entries if entry.series not in (again or {})), rows):
+        write((chunk.channel, chunk.series), [row for entry in chunk.files for row in archive.rows(entry)])
+    for series, remade in (again or {}).items():
+        for first in range(0, len(remade), rows):
+            write(("", series), list(remade[first : first + rows]))
     told = Repacked(now_us, files, entries)
     store.put(made.path, manifest.seal_repack(made, told))
     return told
 
 
-def _write(store: Store, archive: Archive, table: tables.Table, made: Repack, chunk: Chunk) -> Entry:
-    rows: list[Row] = [row for entry in chunk.files for row in archive.rows(entry)]
+def _write(store: Store, archive: Archive, table: tables.Table, made: Repack, place: tuple[str, str], rows: list[Row]) -> Entry:
     rows.sort(key=_offset if table.name == tables.RAW.name else _market)
-    path = made.file(table.name, chunk.channel, chunk.series)
+    channel, series = place
+    path = made.file(table.name, channel, series)
     content = table.write(rows, {})
-    told = manifest.dump(
-        manifest.describe(made, path + layout.ROWS, table, (chunk.channel, made.day, chunk.series), rows, content)
-    )
+    told = manifest.dump(manifest.describe(made, path + layout.ROWS, table, (channel, made.day, series), rows, content))
     entry = Entry(
-        path + layout.ROWS, table.name, chunk.channel, made.day, chunk.series, len(rows), len(content),
+        path + layout.ROWS, table.name, channel, made.day, series, len(rows), len(content),
         manifest.digest(content), manifest.digest(told),
     )  # fmt: skip
     store.put(entry.path, content)

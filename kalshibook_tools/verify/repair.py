@@ -1,0 +1,99 @@
+"""Makes again what the raw rows make, where a file of it is damaged; and puts the archived checkpoint in place of a wrong one.
+
+Only by the code that owns what is written: a damaged canonical file is replaced by a repack of its day (a new version; the
+damaged one lies in quarantine), a checkpoint of the database by the persister's store. Sound, because the canonical rows of a
+partition are a function of its raw rows, in the order in which they are made, and the commits say how many the archive has.
+
+Not made again: raw rows, since nothing else has them; archived checkpoints, since no raw row says which there are; commits, and
+repacks whose old files are deleted. These are named, and a copy has to be put back.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from kalshibook_core.archive import layout, tables
+from kalshibook_core.archive.reader import Archive, Damaged, Held
+from kalshibook_core.archive.store import Store
+from kalshibook_core.archive.tables import Row
+from kalshibook_core.kafka import topics
+from kalshibook_core.wire.events import Checkpoint
+from kalshibook_tools.verify.archive import Contents, Key, Place, Proof, Result
+from services.persister.archive import repack
+from services.persister.store import replace_checkpoint
+
+
+class Impossible(Exception):
+    """It cannot be made again without guessing."""
+
+
+def hopeless(archive: Archive, result: Result) -> Iterator[Damaged]:
+    """Yield what is damaged and cannot be made again."""
+    for damaged in result.damaged:
+        if damaged.path not in result.hurt and not _can_go(archive, damaged):
+            yield damaged
+
+
+def _can_go(archive: Archive, damaged: Damaged) -> bool:
+    """Tell whether a damaged repack can be put away because all that it stands for is still there."""
+    repack = layout.repack_of(damaged.path)
+    return repack is not None and repack not in archive.repacks(repack.topic, repack.partition)[1]
+
+
+def write(store: Store, found: Contents, proof: Proof, now_us: int) -> list[str]:
+    """Write what a proof made again as repacks; return their paths. Raises Impossible before anything is written."""
+    archive = Archive(store)
+    days: dict[tuple[str, int, int], dict[str, list[Row]]] = {}
+    for (topic, partition, day, series), rows in proof.rebuilt.items():
+        held = next(held for held in found.held[topic] if held.partition == partition)
+        days.setdefault((topic, partition, day), {})[series] = _archived(archive, found, held, day, series, rows)
+    written = []
+    for (topic, partition, day), again in days.items():
+        held = archive.held_of(topic, partition)
+        lives = [each.life for each in archive.repacks(topic, partition)[0] if each.day == day]
+        life = f"{max(lives, default='r')}z"  # of two that reach as far, readers take the one that sorts last
+        if repack.repack(store, held, day, life, now_us, again=again) is None:
+            raise Impossible(f"{topic} partition {partition}: offsets are missing")
+        written.append(archive.held_of(topic, partition).repacks[day].path)
+    return written
+
+
+def _archived(archive: Archive, found: Contents, held: Held, day: int, series: str, rows: list[Row]) -> list[Row]:
+    """Return those of the rows that the archive had: the first, as many as the commits say. Each sound file must have its own."""
+    count, sound = 0, Counter[Any]()
+    for entry in found.effective(held):
+        if (entry.day, entry.series) == (day, series):
+            count += entry.rows
+            try:
+                sound.update(map(repr, archive.rows(entry)))
+            except Damaged:
+                continue
+    what = f"{held.topic} partition {held.partition}, {layout.day_name(day)}, {series}"
+    if len(rows) < count:
+        raise Impossible(f"{what}: {count:,} rows were archived, the raw rows make {len(rows):,}")
+    if sound - Counter(map(repr, rows[:count])):
+        raise Impossible(f"{what}: a sound file has rows that the raw rows do not make")
+    return rows[:count]
+
+
+async def checkpoints(pool: Any, archive: Archive, found: Contents, wrong: Iterable[Key]) -> list[str]:
+    """Put the archived checkpoint in place of each wrong one of the database, or nothing where none is archived; say which."""
+    left, said = set(wrong), []
+    archived: dict[Key, Checkpoint] = {}
+    series = {layout.series_of(ticker) for ticker, _ in left}
+    for held in found.held[topics.CHECKPOINTS.name]:
+        for entry in found.effective(held):
+            if entry.series in series:
+                for _, event in archive.stream(entry):
+                    if (event.market_ticker, event.version) in left:
+                        archived[event.market_ticker, event.version] = event
+    for ticker, version in sorted(left):
+        right = archived.get((ticker, version))
+        await replace_checkpoint(pool, ticker, version, right)
+        said.append(f"{ticker} version {version}: {'the archived one' if right else 'none; books begin at the one before'}")
+    return said
+
+
+def places(result: Result) -> set[Place]:
+    """Return what has to be made again."""
+    return {place for of in result.hurt.values() for place in of if place[0] in tables.BY_TOPIC}
