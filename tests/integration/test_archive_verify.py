@@ -5,6 +5,7 @@ import random
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -185,6 +186,12 @@ async def test_a_partition_that_is_gone_or_detached_is_named_unless_the_archive_
     report = orjson.loads(found.stdout)
     assert (found.exit_code, report["first_class"], report["proved"]) == (1, "database", False)
     assert {line.split()[2] for line in report["differences"]} == {gone, detached}
+    for name in (gone, detached):
+        start_us = int(datetime.strptime(name[-8:], "%Y%m%d").replace(tzinfo=UTC).timestamp()) * 1_000_000
+        taken = "INSERT INTO cold_days (start_us, end_us, rows, verified_us, dropped_us, table_name, archive) VALUES "
+        await connection.execute(f"{taken} ({start_us}, {start_us + DAY_US}, 1, 1, 1, 'book_events', '')")
+    cold = await verify(tmp_path / "archive", database)
+    assert cold.exit_code == 0 and figure(cold, "handed to the archive") == len(written[topics.BOOK.name]), cold.output
     await connection.close()
 
 
