@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 
-from kalshibook_core.kalshi import numbers
+from kalshibook_core.kalshi import channels, numbers
 
 YES: Final = 0
 NO: Final = 1
@@ -26,18 +26,16 @@ SNAPSHOT: Final = "orderbook_snapshot"
 DELTA: Final = "orderbook_delta"
 TRADE: Final = "trade"
 TICKER: Final = "ticker"
-LIFECYCLE: Final = "market_lifecycle_v2"
-COMBO_LIFECYCLE: Final = "multivariate_market_lifecycle"
-LIFECYCLE_TYPES: Final = frozenset({LIFECYCLE, "event_lifecycle", "event_fee_update", COMBO_LIFECYCLE})
-"""Message types of the market_lifecycle_v2 channel, and of the one that combos (KXMVE…) have (Kalshi changelog, Feb 12 2026)."""
+LIFECYCLE_TYPES: Final = frozenset({*channels.LIFECYCLES, "event_lifecycle", "event_fee_update"})
+"""Message types of both lifecycle channels."""
 
 CHANNEL_OF_TYPE: Final = {
-    SNAPSHOT: "orderbook_delta",
-    DELTA: "orderbook_delta",
-    TRADE: "trade",
-    TICKER: "ticker",
-    **dict.fromkeys(LIFECYCLE_TYPES, LIFECYCLE),
-    COMBO_LIFECYCLE: COMBO_LIFECYCLE,
+    SNAPSHOT: channels.BOOK,
+    DELTA: channels.BOOK,
+    TRADE: channels.TRADES,
+    TICKER: channels.TICKERS,
+    **dict.fromkeys(LIFECYCLE_TYPES, channels.LIFECYCLE),
+    channels.COMBO_LIFECYCLE: channels.COMBO_LIFECYCLE,
 }
 REPLY_TYPES: Final = frozenset({"subscribed", "unsubscribed", "ok", "error"})
 """Message types that answer a command; of a sid that has a seq, they consume one."""

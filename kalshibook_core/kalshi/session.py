@@ -15,18 +15,9 @@ from collections.abc import Callable, Iterable
 from typing import Final, Generic, TypeVar
 
 from kalshibook_core.kalshi import messages
+from kalshibook_core.kalshi.channels import BOOK, LIFECYCLES, TICKERS, TRADES
 from kalshibook_core.kalshi.messages import Envelope, Lifecycle, MalformedFrame, Snapshot, UnparsableFrame
-from kalshibook_core.kalshi.subscriptions import (
-    BOOK,
-    BREAK,
-    LIFECYCLES,
-    RESUME,
-    SEQUENCE_GAP,
-    TICKERS,
-    TRADES,
-    Subscription,
-    Subscriptions,
-)
+from kalshibook_core.kalshi.subscriptions import BREAK, RESUME, SEQUENCE_GAP, Subscription, Subscriptions
 
 FRAME: Final = "FRAME"
 STALE: Final = "STALE"

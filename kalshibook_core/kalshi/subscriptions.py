@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from kalshibook_core.kalshi import commands, messages
+from kalshibook_core.kalshi.channels import BOOK, COMBO_LIFECYCLE, LIFECYCLES, OF_MARKETS, TRADES
 from kalshibook_core.kalshi.messages import Envelope
 
 BREAK: Final = "BREAK"
@@ -17,13 +18,6 @@ RESUME: Final = "RESUME"
 
 SEQUENCE_GAP: Final = "upstream_sequence_gap"
 SUBSCRIPTION_ERROR: Final = "terminal_subscription_error"
-
-BOOK: Final = "orderbook_delta"
-TRADES: Final = "trade"
-TICKERS: Final = "ticker"
-LIFECYCLE: Final = "market_lifecycle_v2"
-LIFECYCLES: Final = (LIFECYCLE, messages.COMBO_LIFECYCLE)
-MARKET_CHANNELS: Final = (BOOK, TRADES, TICKERS)
 
 BUFFER_OVERFLOW: Final = 25
 TERMINAL_ERRORS: Final = frozenset({10, 17, BUFFER_OVERFLOW})
@@ -101,7 +95,7 @@ class Subscriptions:
         self._by_channel: dict[str, Subscription] = {}
         self._wanted: dict[str, int | None] = {}  # ticker -> least skew for its first snapshot
         self._leaving: dict[str, str] = {}  # markets given up though they live on, with the cause to say
-        self._queued: dict[str, dict[str, None]] = {channel: {} for channel in MARKET_CHANNELS}
+        self._queued: dict[str, dict[str, None]] = {channel: {} for channel in OF_MARKETS}
 
     def commands_to_send(self) -> list[bytes]:
         """Return the texts to send, in this order."""
@@ -285,7 +279,7 @@ class Subscriptions:
         self._trouble("error", why)
         if type(code) is int and code in TERMINAL_ERRORS:
             self.overflowed |= code == BUFFER_OVERFLOW
-            if subscription is None or subscription.channel not in MARKET_CHANNELS:
+            if subscription is None or subscription.channel not in OF_MARKETS:
                 self._fail(SUBSCRIPTION_ERROR, why)  # whatever died, a new connection has it again
             else:
                 self._renew(subscription, now_us)
@@ -308,7 +302,7 @@ class Subscriptions:
             return  # due() asks again for what is still waiting
         if pending.action == commands.DELETE:
             return self._done(pending, now_us, clock_us)  # what cannot be deleted is not there
-        if pending.channels == {messages.COMBO_LIFECYCLE}:
+        if pending.channels == {COMBO_LIFECYCLE}:
             return  # an exchange without that channel; it is told
         if not refused:
             # Not about a market: let due() come to it a second later, and give the connection up if that fails as well.
@@ -394,6 +388,6 @@ class Subscriptions:
 
 
 SUBSCRIBE: Final = "subscribe"
-_CHANNELS: Final = (*MARKET_CHANNELS, *LIFECYCLES)
+_CHANNELS: Final = (*OF_MARKETS, *LIFECYCLES)
 _NOTSUBSCRIBED: Final = "not_yet_subscribed"
 _ABSENT: Final = object()

@@ -14,8 +14,6 @@ from kalshibook_core.kafka.cluster import Cluster
 
 Environment = Mapping[str, str]
 
-_TRUE = frozenset({"1", "true", "yes", "on"})
-_FALSE = frozenset({"0", "false", "no", "off"})
 
 COMMON = """\
   KB_KAFKA_BROKERS     Kafka's addresses, host:port[,host:port]
@@ -77,14 +75,6 @@ def seconds(env: Environment, name: str, default: float, minimum: float | None =
         raise ConfigurationError(f"{name} is {value!r}; it must be a number of seconds")
     _within(name, number, minimum, maximum)
     return number
-
-
-def flag(env: Environment, name: str, default: bool) -> bool:
-    """Return the variable as yes or no."""
-    value = text(env, name, "yes" if default else "no").lower()
-    if value not in _TRUE | _FALSE:
-        raise ConfigurationError(f"{name} is {value!r}; it must be yes or no")
-    return value in _TRUE
 
 
 def file(env: Environment, name: str) -> Path:

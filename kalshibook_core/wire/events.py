@@ -10,8 +10,10 @@ Times of an event, never mixed: `exchange_us` is what the exchange wrote on it, 
 from enum import StrEnum
 from typing import Final, NamedTuple
 
-BOOK, TRADES, TICKERS, LIFECYCLE = "orderbook_delta", "trade", "ticker", "market_lifecycle_v2"
-"""The exchange's channel names, which our events carry as `channel`."""
+from kalshibook_core.kalshi import channels
+
+BOOK, TRADES, TICKERS = channels.OF_MARKETS
+"""The exchange's channels, which our events carry as `channel`."""
 
 EVENT, SERIES, AUDIT = "event", "series", "orderbook"
 """What a REST record holds: our words for it, in place of a channel; "" for a market's definition."""

@@ -8,10 +8,11 @@ from collections import deque
 from collections.abc import Callable, Iterable, Set
 from typing import Any
 
+from kalshibook_core.kalshi.channels import BOOK, OF_MARKETS, TRADES
 from kalshibook_core.orderbook import YES, CorruptBook
 from kalshibook_tools.simulator import frames
 from kalshibook_tools.simulator.faults import Fault, Faults, UnknownFault
-from kalshibook_tools.simulator.frames import BOOK, CHANNEL_OF_TYPE, TICKER, TRADE, Frame
+from kalshibook_tools.simulator.frames import Frame
 from kalshibook_tools.simulator.market import Delta, Event, Market, Notice, Snapshot, Summary, Trade
 from kalshibook_tools.simulator.subscriptions import Subscription
 
@@ -37,7 +38,7 @@ class Exchange:
         self._live_us = round(live * 1_000_000)
         self.clients = frozenset(range(1, clients + 1))
         self.away: set[int] = set()
-        self.newest_us = dict.fromkeys((BOOK, TRADE), 0)  # the latest timestamp of an event, by channel
+        self.newest_us = dict.fromkeys((BOOK, TRADES), 0)  # the latest timestamp of an event, by channel
         self.begun_us = 0  # when somebody was last sent the book that a market begins with, for all or for him
         self.source = source
         self.markets: dict[str, Market] = {}
@@ -104,7 +105,7 @@ class Exchange:
 
     def heard(self, channel: str, ticker: str) -> bool:
         """Return whether every client hears it that is not away, or asked not to any more."""
-        if channel not in (BOOK, TRADE, TICKER):
+        if channel not in OF_MARKETS:
             ticker = ""
         audience = self.audience(channel, ticker)
         if len(self.clients) == 1 and audience:
@@ -239,8 +240,3 @@ class Exchange:
                 for ticker, market in self.markets.items()
             },
         }
-
-
-def channel_of(kind: str) -> str:
-    """Return the channel that carries this message type; an unknown type is its own."""
-    return CHANNEL_OF_TYPE.get(kind, kind)

@@ -10,9 +10,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from kalshibook_core.kalshi.channels import BOOK
 from kalshibook_core.orderbook import YES
 from kalshibook_tools.simulator import frames
-from kalshibook_tools.simulator.frames import BOOK, Frame
+from kalshibook_tools.simulator.frames import Frame
 from kalshibook_tools.simulator.subscriptions import Subscription
 
 FRAME_FAULTS = ("drop", "duplicate", "reorder")

@@ -13,17 +13,10 @@ from typing import Any, NamedTuple
 import orjson
 
 from kalshibook_core.kalshi import messages
+from kalshibook_core.kalshi.channels import BOOK
 from kalshibook_core.kalshi.numbers import format_price, format_size
 from kalshibook_core.orderbook import Book
 
-BOOK, TRADE, TICKER, LIFECYCLE, COMBO_LIFECYCLE = (
-    "orderbook_delta",
-    "trade",
-    "ticker",
-    "market_lifecycle_v2",
-    "multivariate_market_lifecycle",
-)
-CHANNEL_OF_TYPE = {**messages.CHANNEL_OF_TYPE, COMBO_LIFECYCLE: COMBO_LIFECYCLE}
 SIDES = ("yes", "no")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SID = re.compile(rb'(?<!\\)"sid"\s*:\s*(\d+)')
@@ -80,7 +73,7 @@ def built(kind: str, msg: dict[str, Any], *, sequenced: bool = True, command_id:
     """Return a frame of this message type; `command_id` where it answers a command."""
     head = b'{"type":"%b",' % kind.encode() + (b'"id":%d,' % command_id if command_id else b"") + b'"sid":'
     body = b',"msg":' + orjson.dumps(msg) + b"}\n"
-    channel = CHANNEL_OF_TYPE.get(kind, kind)
+    channel = messages.CHANNEL_OF_TYPE.get(kind, kind)
     return Frame(channel, head, b',"seq":', body) if sequenced else Frame(channel, head, body, b"", sequenced=False)
 
 

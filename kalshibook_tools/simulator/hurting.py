@@ -12,9 +12,9 @@ from collections.abc import Iterator, Set
 
 import structlog
 
+from kalshibook_core.kalshi.channels import BOOK, TRADES
 from kalshibook_tools.simulator.exchange import Exchange
 from kalshibook_tools.simulator.faults import Fault
-from kalshibook_tools.simulator.frames import BOOK, TRADE
 from kalshibook_tools.simulator.schedule import Hurt, Round
 from kalshibook_tools.simulator.server import Connection, Server
 
@@ -134,7 +134,7 @@ class Hurting:
         traded = [ticker for ticker, market in exchange.markets.items() if not market.ended]
         for client in sorted(exchange.clients):
             held = self._held.get(client, ())
-            for channel in (BOOK, TRADE):
+            for channel in (BOOK, TRADES):
                 for ticker in traded:
                     if ((channel, ticker) in held or exchange.audience(channel, ticker)) and not exchange.heard_by(
                         client, channel, ticker

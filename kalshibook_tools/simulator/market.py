@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+from kalshibook_core.kalshi import channels
 from kalshibook_core.kalshi.numbers import format_price, format_size
 from kalshibook_core.orderbook import Book
 from kalshibook_tools.simulator import frames
@@ -268,7 +269,7 @@ def definition(
 
 def created_frame(body: dict[str, Any], event: dict[str, Any], open_us: int, close_us: int) -> Frame:
     """Return the lifecycle frame of a new market; combos have a channel of their own (changelog, Feb 12 2026)."""
-    kind = frames.COMBO_LIFECYCLE if body["ticker"].startswith("KXMVE") else frames.LIFECYCLE
+    kind = channels.COMBO_LIFECYCLE if body["ticker"].startswith("KXMVE") else channels.LIFECYCLE
     msg = {
         "market_ticker": body["ticker"],
         "event_type": "created",
@@ -293,7 +294,7 @@ def created_frame(body: dict[str, Any], event: dict[str, Any], open_us: int, clo
 
 def lifecycle_frame(ticker: str, event_type: str, **fields: Any) -> Frame:
     """Return a lifecycle frame of this type."""
-    return frames.built(frames.LIFECYCLE, {"market_ticker": ticker, "event_type": event_type, **fields})
+    return frames.built(channels.LIFECYCLE, {"market_ticker": ticker, "event_type": event_type, **fields})
 
 
 def _range(start: int, end: int, step: int) -> dict[str, str]:

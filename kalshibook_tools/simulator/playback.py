@@ -12,7 +12,7 @@ from collections import deque
 
 import structlog
 
-from kalshibook_core.kalshi import messages
+from kalshibook_core.kalshi import channels, messages
 from kalshibook_core.runtime import clock
 from kalshibook_tools.simulator import frames
 from kalshibook_tools.simulator.exchange import Exchange
@@ -98,7 +98,7 @@ class Playback:
                 self._appear(self._recording.markets[ticker])
                 if hurting is not None:
                     # Everybody has it from its beginning, so that what a fault does to whom does not hang on who was faster.
-                    for channel in (frames.BOOK, frames.TRADE):
+                    for channel in (channels.BOOK, channels.TRADES):
                         await self._hold(channel, ticker, recv_ms)
             if not exchange.heard(event.frame.channel, ticker):
                 await self._hold(event.frame.channel, ticker, recv_ms)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from kalshibook_core.kalshi import messages
+from kalshibook_core.kalshi import channels, messages
 from kalshibook_tools.simulator import frames
 from kalshibook_tools.simulator.market import Delta, Notice, Snapshot, Trade, definition, fitting_structure
 
@@ -83,7 +83,7 @@ def scan(paths: tuple[Path, ...]) -> Recording:
             if market is None:
                 market = markets[event.ticker] = _learn(path, recv_ms, event, envelope)
             market.frames += 1
-            if event.frame.channel == frames.BOOK:
+            if event.frame.channel == channels.BOOK:
                 if isinstance(event, Snapshot):
                     market.snapshots.append((market.last_book_ms, recv_ms))
                 market.last_book_ms = recv_ms
@@ -164,18 +164,18 @@ def _parse(line: bytes) -> tuple[int, Recordable, messages.Envelope]:
         raise ValueError('not a line {"recv_ms": milliseconds, "event": {frame}}')
     recv_ms, raw = int(match[1]), match[2]
     envelope = messages.envelope(raw)
-    ticker, channel = envelope.market_ticker, frames.CHANNEL_OF_TYPE.get(envelope.type)
+    ticker, channel = envelope.market_ticker, messages.CHANNEL_OF_TYPE.get(envelope.type)
     if channel is None or not ticker:
         raise ValueError(f"a frame of type {envelope.type!r} is no market's, so it cannot be played")
     frame = frames.cut(raw, channel)
     event: Recordable
-    if channel == frames.BOOK:
+    if channel == channels.BOOK:
         content = messages.parse_book(envelope, yes_price=False)
         if isinstance(content, messages.Snapshot):
             event = Snapshot(ticker, frame, content.yes, content.no)
         else:
             event = Delta(ticker, frame, content.exchange_us, content.side, content.price, content.delta)
-    elif channel == frames.TRADE:
+    elif channel == channels.TRADES:
         traded = messages.parse_trade(envelope)
         event = Trade(ticker, frame, traded.exchange_us, traded.trade_id, traded.yes_price, traded.size, traded.taker_side)
     else:

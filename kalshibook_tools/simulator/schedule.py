@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from random import Random
 from typing import NamedTuple, TypeVar
 
-from kalshibook_tools.simulator.frames import BOOK, TRADE
+from kalshibook_core.kalshi.channels import BOOK, TRADES
 
 KINDS = ("drop", "duplicate", "reset", "error_25", "delay")
 ROUNDS = 24
@@ -60,7 +60,7 @@ def rounds(seed: int, clients: int, *, overlap: bool, total: int | None = None) 
 
 def _kinds(client: int, chance: Random) -> Iterator[Hurt]:
     for kind in _again_and_again(chance, KINDS):
-        yield Hurt(client, kind, chance.choice((BOOK, BOOK, TRADE)))
+        yield Hurt(client, kind, chance.choice((BOOK, BOOK, TRADES)))
 
 
 def _again_and_again(chance: Random, items: Sequence[T]) -> Iterator[T]:

@@ -11,10 +11,11 @@ from typing import Any, Protocol
 
 import orjson
 
-from kalshibook_tools.simulator.frames import BOOK, COMBO_LIFECYCLE, LIFECYCLE, TICKER, TRADE, Frame
+from kalshibook_core.kalshi.channels import BOOK, LIFECYCLES, OF_MARKETS, TICKERS
+from kalshibook_tools.simulator.frames import Frame
 
-FILTERED = frozenset({BOOK, TRADE, TICKER})
-PUBLIC = FILTERED | {LIFECYCLE, COMBO_LIFECYCLE}
+FILTERED = frozenset(OF_MARKETS)
+PUBLIC = FILTERED.union(LIFECYCLES)
 PRIVATE = frozenset(
     {
         "fill",
@@ -57,7 +58,7 @@ class Subscription:
         self.connection = connection
         self.sid = sid
         self.channel = channel
-        self.sequenced = channel != TICKER
+        self.sequenced = channel != TICKERS
         self.yes_price = yes_price
         self.skip_ack = skip_ack
         self.tickers: dict[str, None] | None = {}
@@ -237,7 +238,7 @@ class Subscriptions:
         """Return what new markets begin with. Initial snapshots come sorted by ticker (seen on the wire)."""
         if subscription.channel == BOOK:
             frames = [self._markets.snapshot(ticker, None) for ticker in sorted(added)]
-        elif subscription.channel == TICKER and initial_ticker:
+        elif subscription.channel == TICKERS and initial_ticker:
             frames = [self._markets.ticker_frame(ticker) for ticker in added]
         else:
             return []

@@ -14,13 +14,12 @@ from typing import Final
 import orjson
 
 from kalshibook_core.kalshi import messages
+from kalshibook_core.kalshi.channels import OF_MARKETS
 from kalshibook_core.kalshi.session import Session
-from kalshibook_core.kalshi.subscriptions import MARKET_CHANNELS
 from kalshibook_core.orderbook import Book
 from kalshibook_core.wire.events import LAG_US, Cause, RawFrame
 from kalshibook_tools.verify.truth import Event, snapshot_msg
 
-CHANNEL_OF: Final = {messages.DELTA: "orderbook_delta", messages.SNAPSHOT: "orderbook_delta", messages.TRADE: "trade"}
 _MARKETS_APART_US: Final = 3_000_000
 """How far the markets of one subscription get out of step; up to 10 s was seen."""
 
@@ -151,7 +150,7 @@ class Line:
         self._away = away
         rng = copy.rng
         self._books = {ticker: Book() for ticker in markets}
-        self._numbers = {channel: dict.fromkeys(markets, 0) for channel in MARKET_CHANNELS}
+        self._numbers = {channel: dict.fromkeys(markets, 0) for channel in OF_MARKETS}
         self._silent = 0  # events that it will not hear before it notices
         self._skew_us = rng.randrange(0, 900_000)  # the clock it assumes is late by so much
         self._delay_us = rng.randrange(100, 50_000)
@@ -172,7 +171,7 @@ class Line:
         """The exchange does something; hear of it, or not."""
         copy, rng = self.copy, self.copy.rng
         event.apply(self._books)
-        channel = CHANNEL_OF[event.kind]
+        channel = messages.CHANNEL_OF_TYPE[event.kind]
         self._numbers[channel][event.ticker] += 1
         copy.now = max(copy.now + 1, event.us + self._delay_us)
         if self.session is None:

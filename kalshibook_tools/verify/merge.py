@@ -22,7 +22,7 @@ from kalshibook_core.kalshi import messages
 from kalshibook_core.orderbook import Book, CorruptBook
 from kalshibook_core.orderbook.checksum import to_signed
 from kalshibook_core.wire.events import BOOK, LAG_US, TRADES, BookDelta, BookEvent, BookSnapshot, Cause, Gap, RawFrame, Trade
-from kalshibook_tools.verify.copies import CHANNEL_OF, Told
+from kalshibook_tools.verify.copies import Told
 from kalshibook_tools.verify.truth import Event
 from services.deduplicator.alignment import MARGIN
 from services.deduplicator.market_log import LIMITS, Limits
@@ -92,7 +92,7 @@ def compare(
     markets: dict[str, _Market] = {}
     for event in truth:
         market = markets.setdefault(event.ticker, _Market())
-        if CHANNEL_OF[event.kind] == BOOK:
+        if messages.CHANNEL_OF_TYPE[event.kind] == BOOK:
             market.events.append(event)
         else:
             market.trades.add(event.trade_id)

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from kalshibook_core.kalshi import session as sessions
 from kalshibook_core.kalshi import subscriptions
-from kalshibook_core.kalshi.messages import COMBO_LIFECYCLE
+from kalshibook_core.kalshi.channels import BOOK, COMBO_LIFECYCLE, LIFECYCLE, TICKERS, TRADES
 from kalshibook_core.kalshi.session import Session
-from kalshibook_core.kalshi.subscriptions import BOOK, LIFECYCLE, REPLY_US, TICKERS, TRADES
+from kalshibook_core.kalshi.subscriptions import REPLY_US
 from kalshibook_core.wire.events import Cause, RawFrame, RawKind
 from tests.unit.kalshi import frames
 

@@ -20,9 +20,8 @@ def test_what_is_set_is_read_without_its_blanks() -> None:
     assert settings.text({"KB_X": ""}, "KB_X", "d") == "d"
     assert settings.integer({"KB_X": "-3"}, "KB_X", 1) == -3
     assert settings.seconds({"KB_X": "0.5"}, "KB_X", 1) == 0.5
-    assert settings.flag({"KB_X": "ON"}, "KB_X", False) is True
     assert settings.one_of({"KB_X": "b"}, "KB_X", ("a", "b"), "a") == "b"
-    assert (settings.integer({}, "KB_X", 7), settings.flag({}, "KB_X", True), settings.seconds({}, "KB_X", 2)) == (7, True, 2)
+    assert (settings.integer({}, "KB_X", 7), settings.seconds({}, "KB_X", 2)) == (7, 2)
 
 
 @pytest.mark.parametrize("value", ["1.5", "x", "0", "11"])
@@ -37,9 +36,7 @@ def test_a_duration_that_makes_no_sense_is_refused(value: str) -> None:
         settings.seconds({"KB_X": value}, "KB_X", 1)
 
 
-def test_neither_yes_nor_no_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match=r"^KB_X is 'perhaps'; it must be yes or no"):
-        settings.flag({"KB_X": "perhaps"}, "KB_X", True)
+def test_a_word_that_is_none_of_those_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="must be one of a, b"):
         settings.one_of({"KB_X": "c"}, "KB_X", ("a", "b"), "a")
 
