@@ -43,6 +43,7 @@ from services.gateway.metering import store as ledger_store
 from services.gateway.metering.ledger import Ledger
 from services.gateway.metering.meter import Meter
 from services.gateway.metering.outbox import Outbox
+from services.gateway.parameters import TICKER
 from services.gateway.quality.store import Store as Quality
 from services.gateway.settings import Settings
 from services.gateway.usage import routes as usage_routes
@@ -165,7 +166,7 @@ async def newest_book(latest: Latest, histories: History, ticker: str, again: bo
 
 async def is_known(histories: History, latest: Latest, ticker: str) -> bool:
     """Tell whether a market was ever recorded."""
-    if not history_routes.TICKER.fullmatch(ticker):
+    if not TICKER.fullmatch(ticker):
         return False
     return await histories.market_id(ticker) is not None or await latest.book(ticker) is not None
 

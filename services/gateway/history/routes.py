@@ -1,13 +1,12 @@
 """REST: the book of a market now and at an instant, and pages of its events, trades and gaps."""
 
-import re
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 import orjson
 import structlog
-from fastapi import APIRouter, Path, Query, Request
+from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from kalshibook_core.kalshi.numbers import format_price, format_size
@@ -23,17 +22,13 @@ from services.gateway.history import points
 from services.gateway.history.fold import CorruptHistory, State
 from services.gateway.history.store import Store
 from services.gateway.history.views import View, shown, whole
-
-TICKER: Final = re.compile(r"[A-Za-z0-9._\-]{1,200}", re.ASCII)
+from services.gateway.parameters import TICKER, Cursor, Instant, Limit, Ticker, instant
 
 log = structlog.get_logger()
 
 Found = tuple[State, int, Quality]
 """A book, how many microseconds ago its last event was, and what is to be said of it."""
 
-Ticker = Annotated[str, Path(description="The market's ticker.", examples=["KXHIGHNY-25NOV03-B61.5"])]
-Limit = Annotated[int, Query(ge=1, le=pages.MAX_LIMIT, description="Rows per page.")]
-Cursor = Annotated[str | None, Query(description="next_cursor of the previous page.")]
 Depth = Annotated[int | None, Query(ge=1, le=10_001, description="Only the best so many levels of each side.")]
 AsSeen = Annotated[
     View | None,
@@ -41,24 +36,6 @@ AsSeen = Annotated[
         description="`yes`: both sides of YES, best first, with mid and spread; without it: the bids of both sides, ascending."
     ),
 ]
-Instant = Annotated[
-    str | None,
-    Query(
-        description="RFC 3339 with any offset (fractions beyond microseconds are cut), or Unix seconds (below 10^11, decimals "
-        "allowed), milliseconds (below 10^14) or microseconds (below 10^17).",
-        examples=["2025-11-03T14:30:00.123456Z", "1762180200", "1762180200123456"],
-    ),
-]
-
-
-def instant(parameter: str, text: str | None, default: int) -> int:
-    """Return a query parameter's instant in microseconds; raise the 422 that says what is expected."""
-    if text is None:
-        return default
-    try:
-        return instants.parse(text)
-    except instants.UnreadableInstant as error:
-        raise invalid(parameter, str(error), given=text[:64]) from error
 
 
 async def recorded(store: Store, ticker: str) -> int:

@@ -18,20 +18,10 @@ from services.gateway.completeness import OVER, Measure, Strict
 from services.gateway.errors import invalid
 from services.gateway.history import candles, intervals, sampling, tops
 from services.gateway.history.fold import CorruptHistory
-from services.gateway.history.routes import (
-    AsSeen,
-    Cursor,
-    Depth,
-    Instant,
-    Ticker,
-    corrupt,
-    instant,
-    not_recorded,
-    page,
-    recorded,
-)
+from services.gateway.history.routes import AsSeen, Depth, corrupt, not_recorded, page, recorded
 from services.gateway.history.store import Store
 from services.gateway.history.walk import Walk
+from services.gateway.parameters import Cursor, Instant, Ticker, instant
 
 AT_ONCE: Final = 4
 """Pages made at once in this process; further ones wait for their turn, so that what they walk over stays bounded."""

@@ -7,9 +7,9 @@ from starlette.responses import Response
 
 from services.gateway import instants, models, pages
 from services.gateway.errors import unknown
-from services.gateway.history.routes import TICKER, Cursor, Limit
 from services.gateway.markets.routes import Word, after, listed, whole
 from services.gateway.markets.store import Store
+from services.gateway.parameters import TICKER, Cursor, Limit
 
 _CATEGORY: Final = Query(
     max_length=200, pattern=r"^[^\x00]*$", description="The exchange's word.", examples=["Climate and Weather"]

@@ -9,8 +9,8 @@ from starlette.responses import Response
 from kalshibook_core.kalshi.numbers import format_price
 from services.gateway import instants, models, pages
 from services.gateway.errors import invalid, unknown_market
-from services.gateway.history.routes import TICKER, Cursor, Instant, Limit, Ticker, instant
 from services.gateway.markets.store import Store
+from services.gateway.parameters import TICKER, Cursor, Instant, Limit, Ticker, instant
 
 SOURCE: Final = {
     "exchange": "Kalshi",
