@@ -5,7 +5,7 @@ what changed nothing since the sample before is not written again but repeated a
 """
 
 from collections.abc import AsyncIterator, Iterable
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import orjson
@@ -13,7 +13,7 @@ import orjson
 from kalshibook_core.postgres.runs import EventColumns
 from services.gateway.history import intervals
 from services.gateway.history.fold import State
-from services.gateway.history.views import View, shown
+from services.gateway.history.views import View, shown, written
 from services.gateway.history.walk import Walk
 from services.gateway.instants import LAST_US
 
@@ -43,16 +43,17 @@ class Samples:
 
     def __init__(self, asked: Asked, state: State | None, gaps: Iterable[tuple[int, int | None, str, int]]) -> None:
         """`gaps`: (start, end, cause, version that opened it) of those that touch the instants."""
-        self.rows: list[bytes] = []
+        self.rows: list[str] = []
         self.done = 0
         self.effective_us = 0 if state is None else state.effective_us
         self.instants = asked.from_us + asked.interval_us * np.arange(asked.number)
         self._asked, self._walk = asked, Walk(state)
-        self._gaps = np.zeros(asked.number, np.int64)  # the version that opens a gap in which the instant lies
+        gaps_at = np.zeros(asked.number, np.int64)  # the version that opens a gap in which the instant lies
         for start, end, _, version in gaps:
-            self._gaps[(self.instants >= start) & (self.instants < (LAST_US if end is None else end))] = version
+            gaps_at[(self.instants >= start) & (self.instants < (LAST_US if end is None else end))] = version
+        self._gaps = gaps_at.tolist()
         self._texts = intervals.texts(self.instants)
-        self._head, self._levels, self._last, self._size = b"", b"", b"", 0
+        self._head, self._levels, self._last, self._size = "", "", ("", ""), 0
         self._version = -1
 
     @property
@@ -81,19 +82,26 @@ class Samples:
         walk = self._walk
         if walk.version != self._version:
             self._version = walk.version
-            content = shown(walk.sides, self._asked.depth, self._asked.view)
+            content = self._content()
             if walk.version:
-                self._head = b'","version":%d,"checksum":"%016x",' % (walk.version, walk.checksum)
+                self._head = f'"version":{walk.version},"checksum":"{walk.checksum:016x}"'
             else:
-                self._head, content = b'","version":null,"checksum":null,', dict.fromkeys(content)
-            self._levels = orjson.dumps(content)[1:]
+                self._head, content = '"version":null,"checksum":null', dict.fromkeys(content)
+            self._levels = orjson.dumps(content)[1:].decode()
         # A gap that corrects what was led by a liar begins before its event: what was known then is known to be wrong.
         in_gap = walk.in_gap or walk.version < self._gaps[self.done]
-        state = (NOT_RECORDED if not walk.version else "gap" if in_gap else quality).encode()
-        seen = state + self._levels
-        if not self._asked.changes_only or seen != self._last:
-            self.rows.append(b'{"at":"%b","state":"' % self._texts[self.done].encode() + state + self._head + self._levels)
-            self._last = seen
-            self._size += len(self.rows[-1])
+        state = NOT_RECORDED if not walk.version else "gap" if in_gap else quality
+        if not self._asked.changes_only or (state, self._levels) != self._last:
+            row = f'{{"at":"{self._texts[self.done]}","state":"{state}",{self._head},{self._levels}'
+            self.rows.append(row)
+            self._last = state, self._levels
+            self._size += len(row)
         self.done += 1
         return self._size < MAX_BYTES
+
+    def _content(self) -> dict[str, Any]:
+        depth, view = self._asked.depth, self._asked.view
+        if depth != 1:
+            return shown(self._walk.sides, depth, view)
+        _, yes, yes_size, no, no_size, _ = self._walk.top()
+        return written([(yes, yes_size)] if yes_size else [], [(no, no_size)] if no_size else [], view)

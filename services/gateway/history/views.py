@@ -3,7 +3,7 @@
 Integers until the last step: a mid is kept as twice itself, so it is exact in the five decimals it is written with.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -16,12 +16,16 @@ Levels = list[tuple[int, int]]
 
 def shown(sides: Sides, depth: int | None, view: View | None) -> dict[str, Any]:
     """Return the levels of a book, {price: size} a side: the best `depth` of each side (None: all), in the form asked for."""
-    yes, no = (best(side, depth) for side in sides)
+    return written(best(sides[0], depth), best(sides[1], depth), view)
+
+
+def written(yes: Levels, no: Levels, view: View | None) -> dict[str, Any]:
+    """Return levels, (price, size) with the best first, in the form asked for."""
     if view is None:
-        return {"yes": _written(reversed(yes)), "no": _written(reversed(no))}
+        return {"yes": _strings(yes)[::-1], "no": _strings(no)[::-1]}
     bid, ask = (yes[0][0] if yes else None), (ONE_DOLLAR - no[0][0] if no else None)
     return {
-        "bids": _written(yes), "asks": _written((ONE_DOLLAR - price, size) for price, size in no),
+        "bids": _strings(yes), "asks": _strings([(ONE_DOLLAR - price, size) for price, size in no]),
         "mid": None if bid is None or ask is None else mid(bid + ask),
         "spread": None if bid is None or ask is None else signed_price(ask - bid),
     }  # fmt: skip
@@ -41,9 +45,6 @@ def _total(side: Mapping[int, int]) -> str:
 
 def best(side: Mapping[int, int], depth: int | None) -> Levels:
     """Return the best levels of a side, (price, size), the best first."""
-    if depth == 1:
-        price = max(side, default=None)
-        return [] if price is None else [(price, side[price])]
     return sorted(side.items(), reverse=True)[:depth]
 
 
@@ -58,5 +59,5 @@ def signed_price(value: int) -> str:
     return format_price(value) if value >= 0 else f"-{format_price(-value)}"
 
 
-def _written(levels: Iterable[tuple[int, int]]) -> list[list[str]]:
+def _strings(levels: Levels) -> list[list[str]]:
     return [[format_price(price), format_size(size)] for price, size in levels]

@@ -10,7 +10,6 @@ import numpy as np
 
 from kalshibook_core.orderbook import NO, YES, Book
 from kalshibook_core.orderbook.book import MAX_SIZE
-from kalshibook_core.orderbook.checksum import MASK
 from kalshibook_core.postgres import levels
 from kalshibook_core.postgres.runs import DELTA, SNAPSHOT, EventColumns, checksum_changes
 from services.gateway.history.fold import CorruptHistory, State
@@ -25,7 +24,20 @@ Top: TypeAlias = tuple[int, int, int, int, int, bool]
 class Walk:
     """The book after the events applied so far; it begins with a state, or with None before a market's first snapshot."""
 
-    __slots__ = ("_best", "_code", "_delta", "_events", "_price", "_snapshots", "checksum", "in_gap", "place", "sides", "version")
+    __slots__ = (
+        "_best",
+        "_checksums",
+        "_code",
+        "_delta",
+        "_events",
+        "_price",
+        "_snapshots",
+        "checksum",
+        "in_gap",
+        "place",
+        "sides",
+        "version",
+    )
 
     def __init__(self, state: State | None) -> None:
         self.sides: tuple[dict[int, int], dict[int, int]] = ({}, {})
@@ -54,6 +66,7 @@ class Walk:
         for wrong in np.flatnonzero(differs & (events.kind != SNAPSHOT))[:1].tolist():
             raise CorruptHistory(f"version {version[wrong]}: its checksum is not that of the book before it, changed by it")
         self._events, self._snapshots, self.place = events, iter(events.levels), 0
+        self._checksums = after.tolist()
         self._code = np.where(events.kind == DELTA, events.side, NO + events.kind).tolist()
         self._price, self._delta = events.price.tolist(), events.delta.tolist()
 
@@ -86,10 +99,10 @@ class Walk:
                 tops.append((place, yes, sides[YES].get(yes, 0), no, sides[NO].get(no, 0), known))
         if end > first:
             self.place, self.in_gap = end, not known
-            self.version, self.checksum = int(self._events.version[end - 1]), int(self._events.checksum[end - 1]) & MASK
+            self.version, self.checksum = self.version + end - first, self._checksums[end - 1]
 
     def _replace(self, place: int) -> tuple[dict[int, int], dict[int, int]]:
-        version, checksum = self._events.version[place], int(self._events.checksum[place]) & MASK
+        version, checksum = self._events.version[place], self._checksums[place]
         try:
             book = Book(*levels.unpack(next(self._snapshots)))
         except ValueError as error:  # CorruptBook is one
