@@ -25,6 +25,11 @@ LISTED: Final = 100
 """Gaps that are listed; all of them count."""
 
 
+TRADES_AFTER_US: Final = 15_000_000
+"""Trades are vouched for so long after the first book at the latest: no answer to a subscription takes longer. Both are
+subscribed in one breath, and the tables do not say when the answer for the trades came."""
+
+
 class State(StrEnum):
     """The worst that can be said of any instant of a span; best first."""
 
@@ -60,6 +65,7 @@ class Quality(NamedTuple):
     to_us: int
     gaps: Sequence[Span]  # at most LISTED
     more: bool  # there are more gaps than are listed
+    covered_us: int
     uncovered_us: int
     recordable_us: int
     completeness_ppm: int | None  # None: nothing was recordable
@@ -91,8 +97,8 @@ def of_span(record: Record, from_us: int, to_us: int) -> Quality:
     state = State.GAP if gaps else State.COMPLETE if not later else State.ENDED if record.ended else State.PENDING
     ppm = PPM * (known - uncovered) // recordable if recordable else None
     return Quality(
-        state, from_us, to_us, gaps[:LISTED], len(gaps) > LISTED, uncovered, recordable, ppm, record.through_us,
-        later and not record.ended, by_cause,
+        state, from_us, to_us, gaps[:LISTED], len(gaps) > LISTED, known - uncovered, uncovered, recordable, ppm,
+        record.through_us, later and not record.ended, by_cause,
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from kalshibook_core.postgres import levels, partitions, runs
-from kalshibook_core.wire import codec, columns, events
+from kalshibook_core.wire import codec, columns, coverage, events
 from services.persister import market
 
 TICKER_COLUMNS: Final = (
@@ -19,6 +19,10 @@ TICKER_COLUMNS: Final = (
     "last_trade_size", "volume", "open_interest", "dollar_volume", "dollar_open_interest",
 )  # fmt: skip
 LIFECYCLE_COLUMNS: Final = ("market_id", "event_type", "recv_us", "clock_us", "body")
+
+_MANY: Final = 1 << 32
+_LATEST_US: Final = 1_000 * coverage.HOUR_US
+"""Of a gap that is longer, the hours before are measured anew when something else is told of them; what is served is true."""
 
 Ids = Mapping[str, int]
 Row = tuple[Any, ...]
@@ -50,6 +54,7 @@ class Batch:
         self.trades: list[events.Trade] = []
         self.tickers: list[events.Ticker] = []
         self.checkpoints: list[events.Checkpoint] = []
+        self.audits: list[events.Audited] = []
         self.lifecycle: list[events.Lifecycle] = []
         self.market_changes: dict[str, market.MarketChange] = {}
         self.families: dict[str, dict[str, market.Family]] = {events.EVENT: {}, events.SERIES: {}}
@@ -63,6 +68,7 @@ class Batch:
             events.Ticker: self.tickers.append,
             events.Checkpoint: self.checkpoints.append,
             events.Lifecycle: self._add_lifecycle,
+            events.Audited: self.audits.append,
         }
 
     def add(self, source: Source, records: Iterable[Any]) -> None:
@@ -137,7 +143,7 @@ class Batch:
 
     def tickers_named(self) -> set[str]:
         """Return every market that the batch has a row of."""
-        parts = (self.snapshots, self.trades, self.tickers, self.checkpoints, self.gap_rows.values(), self.filled)
+        parts = (self.snapshots, self.trades, self.tickers, self.checkpoints, self.audits, self.gap_rows.values(), self.filled)
         named = {row[0] for part in parts for row in part}  # the ticker is the first field of each
         return named | self.market_changes.keys() | set(self.deltas.tickers)
 
@@ -152,6 +158,24 @@ class Batch:
         }
         found = (partitions.containing(table, number * day) for table, numbers in days.items() for number in numbers)
         return {partition for partition in found if partition is not None}
+
+    def hours(self) -> set[tuple[str, int]]:
+        """Return (ticker, beginning) of every market's hour of which its rows say something new."""
+        told, hour = self.deltas, coverage.HOUR_US
+        codes = np.unique(told.market * _MANY + np.maximum(told.effective_us // hour, 0)).tolist()
+        found = {(told.tickers[code // _MANY], code % _MANY * hour) for code in codes}
+        points: list[tuple[str, int]] = [(e.market_ticker, e.effective_us) for e in self.snapshots]
+        points += [(e.market_ticker, e.exchange_us) for e in self.trades] + [(e.market_ticker, e.to_us) for e in self.audits]
+        points += [(gap.ticker, gap.end_us) for gap in self.gap_rows.values() if gap.end_us is not None]
+        found |= {(ticker, us - us % hour) for ticker, us in points}
+        # A gap may be told long after it began; one in trades says only by what else is told how long.
+        spans = [(e.market_ticker, e.start_us, e.effective_us) for e in self.gaps]
+        spans += [(e.market_ticker, e.start_us, e.end_us or 0) for e in self.filled]
+        trades = [gap for gap in self.gap_rows.values() if gap.channel == events.TRADES]
+        spans += [(gap.ticker, gap.start_us, gap.end_us or max(gap.start_us, self.last_effective_us)) for gap in trades]
+        for ticker, start_us, end_us in spans:
+            found.update((ticker, each) for each in coverage.touched(max(start_us, end_us - _LATEST_US), end_us))
+        return found
 
     @property
     def has_book_events(self) -> bool:
@@ -193,6 +217,22 @@ class Batch:
         return [
             (e.effective_us, e.checksum, e.gap_start_us, ids[e.market_ticker], e.version, e.gap_cause, levels.pack(e.yes, e.no))
             for e in self.checkpoints
+        ]
+
+    def audit_rows(self, ids: Ids) -> list[Row]:
+        """Return the rows of audits, in the order of the table."""
+        return [
+            (
+                e.to_us,
+                e.from_us,
+                e.judged_us,
+                e.rest_checksum,
+                e.checksum,
+                ids[e.market_ticker],
+                e.version,
+                e.outcome,
+            )
+            for e in self.audits
         ]
 
     def lifecycle_rows(self, ids: Ids) -> list[Row]:

@@ -54,4 +54,7 @@ class Counters:
 RECONCILED = ("trades_backfilled", "trades_repeated", "trades_different", "gaps_filled")
 """Trades that only REST told, known ones told again, those told otherwise; gaps of trades that REST was read over."""
 
-TABLES = ("book_events", "trades", "tickers", "lifecycle", "checkpoints", "gaps", "markets", "events", "series")
+TABLES = (
+    "book_events", "trades", "tickers", "lifecycle", "checkpoints", "gaps", "markets", "events", "series", "audits", "coverage",
+    "conditions",
+)  # fmt: skip

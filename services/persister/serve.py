@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import TypeVar
 
 import structlog
@@ -12,11 +13,12 @@ from kalshibook_core.postgres import partitions, pool
 from kalshibook_core.runtime import clock, health, logs
 from services.persister.batch import Batch
 from services.persister.counters import Counters
+from services.persister.coverage import Coverage
 from services.persister.patience import Stopping, patiently
 from services.persister.settings import Settings
 from services.persister.store import RETRYABLE, Store, Superseded
 
-TOPICS = (topics.BOOK, topics.TRADES, topics.TICKERS, topics.LIFECYCLE, topics.CHECKPOINTS)
+TOPICS = (topics.BOOK, topics.TRADES, topics.TICKERS, topics.LIFECYCLE, topics.CHECKPOINTS, topics.AUDITED)
 GROUP = "kb-persister"
 
 _POLL_MS = 200
@@ -34,19 +36,42 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         settings.health_port, lambda: counters.ready, counters.shown, service="persister", host=settings.health_host
     ):
         try:
-            async with await _patiently(lambda: pool.connect_pool(settings.postgres_dsn, size=2), stop, counters) as connections:
+            async with await _patiently(lambda: pool.connect_pool(settings.postgres_dsn, size=3), stop, counters) as connections:
                 store = Store(connections)
                 await _patiently(store.check, stop, counters)
-                while not stop.is_set():
-                    try:
-                        await _consume(settings, store, counters, stop)
-                    except Superseded as lost:
-                        if settings.cluster.instance:
-                            raise  # by a namesake: joining again would only push it out
-                        counters.superseded += 1
-                        _log.warning("partitions_lost", why=str(lost), then="the batch is dropped and the group joined again")
-        except Stopping:
+                async with asyncio.TaskGroup() as tasks:
+                    tasks.create_task(_cover(settings, Coverage(connections), counters, stop), name="coverage")
+                    await _persist(settings, store, counters, stop)
+        except* Stopping:
             _log.warning("stopped_while_postgres_is_away", then="the next start goes on where the tables stand")
+
+
+async def _persist(settings: Settings, store: Store, counters: Counters, stop: asyncio.Event) -> None:
+    while not stop.is_set():
+        try:
+            await _consume(settings, store, counters, stop)
+        except Superseded as lost:
+            if settings.cluster.instance:
+                raise  # by a namesake: joining again would only push it out
+            counters.superseded += 1
+            _log.warning("partitions_lost", why=str(lost), then="the batch is dropped and the group joined again")
+
+
+async def _cover(settings: Settings, coverage: Coverage, counters: Counters, stop: asyncio.Event) -> None:
+    """Measure what is due, whenever there is little else to do. Nothing is lost of what is left undone."""
+    while not stop.is_set():
+        try:
+            if counters.lag_records <= settings.batch_rows:
+                await coverage.close(counters.last_effective_us, clock.now_us())
+                while counters.lag_records <= settings.batch_rows and not stop.is_set():
+                    if not await coverage.measure(clock.now_us()) and not await coverage.condition(clock.now_us()):
+                        break
+        except _AWAY as error:
+            if logs.once_a_minute("coverage_postponed"):
+                _log.warning("coverage_postponed", why=repr(error), then="trying again")
+        counters.rows |= {"coverage": coverage.measured, "conditions": coverage.days}
+        with suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), settings.coverage_seconds)
 
 
 async def _consume(settings: Settings, store: Store, counters: Counters, stop: asyncio.Event) -> None:

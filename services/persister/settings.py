@@ -3,6 +3,7 @@
 KB_POSTGRES_DSN             the database, postgresql://user:password@host:port/name
 KB_PERSISTER_BATCH_ROWS     rows after which a batch is written (20000)
 KB_PERSISTER_BATCH_SECONDS  how long the first row of a batch waits for company (0.1)
+KB_PERSISTER_COVERAGE_SECONDS  how often to look for hours whose coverage is to be measured (5)
 """
 
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ class Settings:
     postgres_dsn: str = field(repr=False)
     batch_rows: int = 20_000
     batch_seconds: float = 0.1
+    coverage_seconds: float = 5.0
     health_port: int = 0
     health_host: str = "127.0.0.1"
 
@@ -30,6 +32,7 @@ def from_env(env: settings.Environment) -> Settings:
         postgres_dsn=settings.required(env, "KB_POSTGRES_DSN"),
         batch_rows=settings.integer(env, "KB_PERSISTER_BATCH_ROWS", 20_000, minimum=1, maximum=1_000_000),
         batch_seconds=settings.seconds(env, "KB_PERSISTER_BATCH_SECONDS", 0.1, maximum=60),
+        coverage_seconds=settings.seconds(env, "KB_PERSISTER_COVERAGE_SECONDS", 5, minimum=0.01, maximum=3_600),
         health_port=settings.health_port(env),
         health_host=settings.health_host(env),
     )

@@ -17,6 +17,7 @@ from kalshibook_core.runtime import logs
 from kalshibook_core.wire.events import EVENT, SERIES, TRADES, Checkpoint
 from services.persister import batch as batches
 from services.persister.batch import Batch, Row, Source
+from services.persister.coverage import FENCE
 
 RETRYABLE: Final = (
     *UNREACHABLE,
@@ -56,6 +57,16 @@ UPDATE markets SET
     settlement_value = coalesce($10, settlement_value), updated_us = $11,
     body = coalesce($12, body)
 WHERE id = $1"""
+
+# Updated and not passed over where it stands there: so it is locked, and nobody measures before this is committed.
+_DUE: Final = """
+INSERT INTO coverage_due (market_id, hour_us) SELECT * FROM unnest($1::int[], $2::bigint[])
+ON CONFLICT (hour_us, market_id) DO UPDATE SET market_id = excluded.market_id"""
+
+_AUDITS: Final = """
+INSERT INTO audits (to_us, from_us, judged_us, rest_checksum, checksum, market_id, version, outcome)
+SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::int[], $7::int[], $8::text[])
+ON CONFLICT DO NOTHING"""
 
 _RECORDED: Final = """
 UPDATE markets m SET recorded_us = begun.effective_us FROM unnest($1::int[], $2::bigint[]) AS begun (id, effective_us)
@@ -153,6 +164,8 @@ class Store:
         self._pool = pool
         self._ids: dict[str, int] = {}
         self._partitions: set[str] = set()
+        self._closed = -1  # the last hour that coverage is measured of, as last seen
+        self._due: set[tuple[int, int]] = set()  # markets' hours after it that are known to be due
 
     async def check(self) -> None:
         """Raise SchemaMissing unless the database has been migrated."""
@@ -174,23 +187,41 @@ class Store:
                     await partitions.create(connection, partition)
                 self._partitions.add(partition.name)
 
+    async def _mark(self, connection: Any, batch: Batch, ids: Mapping[str, int]) -> set[tuple[int, int]]:
+        """Put down as due what is not; return the markets' hours that are, and stay so until they are closed.
+
+        Whoever closes an hour waits for this transaction: an hour that is open here is measured after its commit.
+        """
+        await connection.execute("SELECT pg_advisory_xact_lock_shared($1)", FENCE)
+        closed = await connection.fetchval("SELECT coalesce(max(hour_us), -1) FROM coverage_closed")
+        touched = {(ids[ticker], hour_us) for ticker, hour_us in batch.hours() if ticker in ids}
+        if closed != self._closed:
+            self._closed, self._due = closed, {due for due in self._due if due[1] > closed}
+        if fresh := sorted(touched - self._due):
+            await connection.execute(_DUE, *map(list, zip(*fresh, strict=True)))
+        return {due for due in touched if due[1] > closed}
+
     async def write(self, batch: Batch, expected: Mapping[Source, int]) -> dict[str, int]:
         """Write a batch whose partitions stand at the `expected` offsets; return rows by table. Raise Superseded if they do not.
 
         1. Partitions by time are made, each in its own transaction. A crash leaves empty ones, which the next attempt finds.
         2. One transaction: the offsets move by compare-and-set, which also locks them against a second writer; market ids are
-           made; the rows go in. A crash leaves nothing of it, and the next owner reads the same records again.
+           made; the hours whose coverage the rows change are put down as due; the rows go in. A crash leaves nothing of it, and
+           the next owner reads the same records again.
         3. COMMIT. A crash after it leaves everything, and the next owner starts behind it. If the answer to COMMIT is lost, the
            caller asks `positions` which of the two happened.
-        4. Only now are the ids remembered. A crash costs a look-up.
+        4. Only now are the ids remembered, and what is due. A crash costs a look-up.
         """
         await self.prepare(batch.partitions_needed())
         named = batch.tickers_named()
         async with self._pool.acquire() as connection, connection.transaction():
             await _advance(connection, batch.next, expected)
             fresh = await _allocate(connection, named - self._ids.keys())
-            counts = await _insert(connection, batch, ChainMap(fresh, self._ids) if fresh else self._ids)
+            ids = ChainMap(fresh, self._ids) if fresh else self._ids
+            due = await self._mark(connection, batch, ids)
+            counts = await _insert(connection, batch, ids)
         self._ids.update(fresh)
+        self._due |= due
         return counts
 
 
@@ -264,6 +295,7 @@ async def _insert(connection: Any, batch: Batch, ids: Mapping[str, int]) -> dict
     await copy("lifecycle", batches.LIFECYCLE_COLUMNS, batch.lifecycle_rows(ids), bool(batch.lifecycle))
     await trade(batch.trade_rows(ids))
     await insert("checkpoints", _CHECKPOINTS, batch.checkpoint_rows(ids))
+    await insert("audits", _AUDITS, batch.audit_rows(ids))
     await insert("events", _EVENTS, sorted(batch.families[EVENT].values()))
     await insert("series", _SERIES, sorted(batch.families[SERIES].values()))
     for statement, of_trades in ((_GAPS, False), (_TRADE_GAPS, True)):

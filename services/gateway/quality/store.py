@@ -8,22 +8,19 @@ import asyncpg
 from kalshibook_core.postgres import runs
 from kalshibook_core.postgres.partitions import DAY_US
 from kalshibook_core.wire.events import BOOK, LAG_US
-from kalshibook_core.wire.quality import Quality, Record, Span, of_span
+from kalshibook_core.wire.quality import TRADES_AFTER_US, Quality, Record, Span, of_span
 from services.gateway.completeness import OVER
 
 TIMEOUT: Final = 10.0
 MOST: Final = 10_000
 """Gaps of one span that are looked at; were there more, all that comes after them would count as uncovered."""
 
-TRADES_AFTER_US: Final = 15_000_000
-"""Trades are vouched for so long after the first book at the latest: no answer to a subscription takes longer. Both are
-subscribed in one breath, and the tables do not say when the answer for the trades came."""
-
 _MARKET: Final = "SELECT open_us, recorded_us, status FROM markets WHERE id = $1"
 
 _GAPS: Final = f"""
 SELECT start_us, end_us, cause FROM gaps
-WHERE market_id = $1 AND channel = $2 AND start_us < $4 AND (end_us IS NULL OR greatest(end_us, start_us + 1) > $3)
+WHERE market_id = $1 AND channel = $2 AND filled_us IS NULL AND start_us < $4
+  AND (end_us IS NULL OR greatest(end_us, start_us + 1) > $3)
 ORDER BY start_us, opened_version LIMIT {MOST + 1}"""
 
 _ROW: Final = ", ".join(runs.COLUMNS)

@@ -1,0 +1,274 @@
+"""What was recorded of each market and hour, measured whatever happens meanwhile, and measured again when more comes."""
+
+import asyncio
+import random
+from collections import defaultdict
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import asyncpg
+import orjson
+import pytest
+
+from kalshibook_core.kafka import topics
+from kalshibook_core.kafka.cluster import Cluster
+from kalshibook_core.kafka.producer import Producer
+from kalshibook_core.postgres import pool
+from kalshibook_core.postgres.coverage import covered
+from kalshibook_core.wire import codec
+from kalshibook_core.wire.coverage import BOUNDS_US, HOUR_US
+from kalshibook_core.wire.events import TRADES, Audited, BookDelta, BookSnapshot, Event, Gap, Trade
+from services.persister.batch import Batch
+from services.persister.coverage import FENCE, SETTLE_US, Coverage
+from services.persister.store import Store
+from tests.support.canonical import Market
+from tests.support.service import Service, until
+
+pytestmark = pytest.mark.stack
+
+DAY = 24 * HOUR_US
+AT = 1_614_556_800_000_000  # 2021-03-01
+NOW = AT + 1_000 * DAY
+NEWEST = "SELECT DISTINCT ON (market_id, hour_us) * FROM coverage ORDER BY market_id, hour_us, revision DESC"
+
+
+@pytest.fixture
+async def connection(database: str) -> AsyncIterator["asyncpg.Connection[Any]"]:
+    connection = await asyncpg.connect(database)
+    yield connection
+    await connection.close()
+
+
+def trade(ticker: str, number: int, exchange_us: int, lag_us: int = 0) -> Trade:
+    return Trade(ticker, f"t{number}", exchange_us, exchange_us + lag_us, 4800, 5200, 100, 0, None, "g1", 0, 1, 1, 1, 0)
+
+
+def audit(ticker: str, to_us: int, outcome: str = "match") -> Audited:
+    return Audited(ticker, outcome, to_us - 7_000_000, to_us, 1, 1, 1, to_us)
+
+
+def instant(event: Any) -> int:
+    """Return when an event is counted."""
+    return int(
+        event.exchange_us if isinstance(event, Trade) else event.to_us if isinstance(event, Audited) else event.effective_us
+    )
+
+
+def day_of_events(seed: int) -> tuple[list[Event], Event]:
+    """Return what happened in a few markets over a day, in its order, and an event a day later."""
+    chance = random.Random(seed)
+    markets = [Market(f"KXCOVER-{n}", AT) for n in range(5)]
+    made: list[Event] = []
+    for number in range(3_000):
+        market = chance.choice(markets)
+        event: Any = market.event(chance.randrange(200), chance.randrange(5 * DAY // 3_000))
+        if isinstance(event, BookDelta):
+            event = event._replace(recv_us=event.effective_us + chance.choice((-500, 900, 1_000, 70_000, 40_000_000)))
+        made.append(event)
+        if number % 7 == 0:
+            made.append(trade(market.ticker, number, market.at, chance.randrange(100_000)))
+        if number % 50 == 0:
+            made.append(audit(market.ticker, market.at, chance.choice(("match", "mismatch", "unknown"))))
+    made.sort(key=instant)
+    return made, markets[0].event(2, 2 * DAY)
+
+
+def counted(events: list[Event]) -> dict[tuple[str, int], Any]:
+    """Return what coverage must say of each market's hour, counted event by event."""
+    found: dict[tuple[str, int], Any] = defaultdict(
+        lambda: {"events": [], "trades": 0, "audits": [0, 0, 0], "latency": [0] * (len(BOUNDS_US) + 1), "gaps": 0}
+    )
+    spans: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    first: dict[str, int] = {}
+    for event in events:
+        ticker = event.market_ticker
+        us = instant(event)
+        hour = found[ticker, us - us % HOUR_US]
+        if isinstance(event, Trade):
+            hour["trades"] += 1
+        elif isinstance(event, Audited):
+            hour["audits"][("match", "mismatch", "unknown").index(event.outcome)] += 1
+        else:
+            first.setdefault(ticker, us)
+            hour["events"].append(event.version)
+            if isinstance(event, Gap):
+                spans[ticker].append((event.start_us, NOW))
+            elif isinstance(event, BookSnapshot) and event.gap_start_us is not None:
+                spans[ticker][-1] = (event.gap_start_us, us)
+        if isinstance(event, BookDelta | Trade):
+            lag = event.recv_us - event.exchange_us
+            hour["latency"][sum(lag > bound for bound in BOUNDS_US)] += 1
+    for (ticker, hour_us), hour in found.items():
+        early = [(0, first[ticker])]  # when the markets opened is not known
+        cut = [(max(start, hour_us), min(max(end, start + 1), hour_us + HOUR_US)) for start, end in early + spans[ticker]]
+        hour["gaps"] = sum(max(0, end - start) for start, end in cut)
+    return found
+
+
+async def test_killed_at_random_every_hour_is_measured_as_it_was(
+    cluster: Cluster, database: str, connection: "asyncpg.Connection[Any]", tmp_path: Path
+) -> None:
+    chance = random.Random(8)
+    events, last = day_of_events(1)
+    async with Producer(cluster) as producer:
+        for event in (*events, last):
+            topic = topics.TRADES if isinstance(event, Trade) else topics.AUDITED if isinstance(event, Audited) else topics.BOOK
+            producer.add(topic, event.market_ticker.encode(), codec.encode(event))
+        await producer.flush()
+    small = {"KB_PERSISTER_BATCH_ROWS": "40", "KB_PERSISTER_BATCH_SECONDS": "0.01", "KB_PERSISTER_COVERAGE_SECONDS": "0.01"}
+    expected = counted(events)
+
+    async def revisions(number: int) -> bool:
+        return bool(await connection.fetchval("SELECT count(*) FROM coverage") >= number)
+
+    async def measured() -> bool:
+        query = """SELECT (SELECT count(*) FROM coverage_due) = 1 AND EXISTS (SELECT FROM conditions)
+                   AND NOT EXISTS (SELECT FROM conditions_due)"""
+        return bool(await connection.fetchval(query))  # what is left is the hour of the last event
+
+    async with Service("persister", cluster, tmp_path / "log", KB_POSTGRES_DSN=database, **small) as service:
+        for part in range(3):
+            await until(lambda part=part: revisions(part * len(expected) // 4 + chance.randrange(1, len(expected) // 4)))  # type: ignore[misc]
+            service.kill()
+            service.start()
+        await until(measured)
+        assert await service.drain() == 0
+    rows = await connection.fetch(f"SELECT m.ticker, c.* FROM ({NEWEST}) c JOIN markets m ON m.id = c.market_id")
+    assert {(row["ticker"], row["hour_us"]) for row in rows} == expected.keys()
+    for row in rows:
+        told = expected[row["ticker"], row["hour_us"]]
+        versions = told["events"]
+        assert (row["events"], row["trades"], row["latency"]) == (len(versions), told["trades"], told["latency"])
+        assert [row["matched"], row["mismatched"], row["unjudged"]] == told["audits"]
+        assert (row["first_version"], row["last_version"]) == ((versions[0], versions[-1]) if versions else (None, None))
+        assert (row["recordable_us"], row["covered_us"]) == (HOUR_US, HOUR_US - told["gaps"])
+        assert sum(orjson.loads(row["gaps"]).values()) == told["gaps"]
+    repeated = await connection.fetchval("SELECT count(*) - count(DISTINCT (market_id, hour_us, revision)) FROM coverage")
+    assert repeated == 0
+
+
+class Written:
+    """Events as a persister writes them, and what is measured of them, a step at a time."""
+
+    def __init__(self, connections: Any, connection: Any) -> None:
+        self.store, self.coverage, self.connection = Store(connections), Coverage(connections), connection
+        self.offset, self.source = 0, ("book", 0)
+
+    async def write(self, *events: Event) -> None:
+        batch = Batch()
+        batch.add(self.source, [SimpleNamespace(offset=self.offset + n, value=codec.encode(e)) for n, e in enumerate(events)])
+        await self.store.write(batch, await self.store.positions([self.source]))
+        self.offset += len(events)
+
+    async def measure(self, book_us: int) -> None:
+        await self.coverage.close(book_us, NOW)
+        while await self.coverage.measure(NOW) or await self.coverage.condition(NOW):
+            pass
+
+    async def revisions(self, hour_us: int) -> list[tuple[int, int, int]]:
+        query = "SELECT revision, events, trades FROM coverage WHERE hour_us = $1 ORDER BY revision"
+        return [tuple(row) for row in await self.connection.fetch(query, hour_us)]
+
+    async def conditions(self) -> list[tuple[int, int, str]]:
+        query = "SELECT (day_us - $1) / $2, revision, condition FROM conditions ORDER BY day_us, revision"
+        return [tuple(row) for row in await self.connection.fetch(query, AT, DAY)]
+
+
+async def test_what_comes_late_makes_a_further_revision_and_what_was_said_stays(
+    database: str, connection: "asyncpg.Connection[Any]"
+) -> None:
+    market = Market("KXLATE", AT)
+    async with await pool.connect_pool(database, size=3) as connections:
+        written = Written(connections, connection)
+        await written.write(*(market.event(roll, 1_000_000) for roll in (1, 2, 3)))
+        await written.measure(AT + HOUR_US + SETTLE_US - 1)
+        assert await written.revisions(AT) == []  # more of the hour may come
+        await written.measure(AT + HOUR_US + SETTLE_US)
+        await written.measure(AT + HOUR_US + SETTLE_US)
+        assert await written.revisions(AT) == [(1, 3, 0)]
+        await written.write(trade("KXLATE", 1, AT + 5_000_000))
+        assert not await covered(connection, AT)
+        await written.measure(AT + 2 * HOUR_US)
+        assert await written.revisions(AT) == [(1, 3, 0), (2, 3, 1)]
+        await written.write(trade("KXLATE", 1, AT + 5_000_000))  # a repeat changes nothing
+        await written.measure(AT + 2 * HOUR_US)
+        assert await written.revisions(AT) == [(1, 3, 0), (2, 3, 1)]
+        # The day leaves for the archive; a trade that comes then does not make its events unrecorded.
+        await written.measure(AT + DAY + SETTLE_US)
+        assert await covered(connection, AT)
+        assert not await covered(connection, AT + DAY)
+        await connection.execute("DROP TABLE book_events_20210301")
+        await written.write(trade("KXLATE", 2, AT + 6_000_000))
+        await written.measure(AT + DAY + SETTLE_US)
+        assert (await written.revisions(AT))[-1] == (3, 3, 2)
+
+
+async def test_whoever_writes_in_an_open_hour_is_waited_for(database: str, connection: "asyncpg.Connection[Any]") -> None:
+    market = Market("KXFENCE", AT)
+    async with await pool.connect_pool(database, size=3) as connections:
+        written = Written(connections, connection)
+        await written.write(market.event(1, 1))
+        writing = connection.transaction()
+        await writing.start()  # another persister, which believes the hour open
+        await connection.execute("SELECT pg_advisory_xact_lock_shared($1)", FENCE)
+        async with asyncio.TaskGroup() as tasks:
+            closing = tasks.create_task(written.measure(AT + DAY))
+
+            async def waits() -> bool:
+                query = "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND objid::bigint = $1)"
+                return bool(await connection.fetchval(query, FENCE))
+
+            await until(waits)
+            assert not closing.done()
+            assert await written.coverage.closed() == -1
+            await writing.rollback()
+        assert await written.revisions(AT) == [(1, 1, 0)]
+
+
+async def test_a_day_is_available_degraded_or_missing(database: str, connection: "asyncpg.Connection[Any]") -> None:
+    market = Market("KXDAY", AT)
+    async with await pool.connect_pool(database, size=3) as connections:
+        written = Written(connections, connection)
+        await written.write(market.event(1, 1))  # day 0
+        await written.write(market.event(2, DAY))
+        gap = market.event(39, DAY)  # on day 2, and until day 4 nobody records
+        assert isinstance(gap, Gap)
+        await written.write(gap)
+        await written.write(market.event(1, 2 * DAY))
+        await written.measure(AT + 5 * DAY + SETTLE_US - 1)
+        days = [(0, 1, "available"), (1, 1, "available"), (2, 1, "degraded"), (3, 1, "missing")]
+        assert await written.conditions() == days  # the last hour of day 4 is not closed
+        await written.measure(AT + 5 * DAY + SETTLE_US)
+        assert await written.conditions() == [*days, (4, 1, "degraded")]
+        await written.write(audit("KXDAY", AT + 5, "mismatch"), trade("KXDAY", 1, AT + 3 * DAY))
+        await written.measure(AT + 5 * DAY + SETTLE_US)
+        corrected = [(0, 2, "degraded"), (3, 2, "degraded")]
+        assert await written.conditions() == sorted([*days, (4, 1, "degraded"), *corrected])
+
+
+async def test_a_gap_told_late_is_measured_in_every_hour_it_touches(database: str, connection: "asyncpg.Connection[Any]") -> None:
+    market = Market("KXGAP", AT)
+    async with await pool.connect_pool(database, size=3) as connections:
+        written = Written(connections, connection)
+        begun, later = market.event(1, 1), market.event(2, 5 * HOUR_US)
+        await written.write(begun, later, trade("KXGAP", 1, AT + HOUR_US), trade("KXGAP", 2, AT + 2 * HOUR_US))
+        await written.measure(AT + 5 * HOUR_US)
+        assert (await written.revisions(AT + HOUR_US)) == [(1, 0, 1)]
+        gap = market.event(39, 0)
+        assert isinstance(gap, Gap)
+        lost = gap._replace(start_us=AT + HOUR_US, cause="upstream_sequence_gap")
+        two_us = AT + 2 * HOUR_US
+        quiet = gap._replace(version=0, channel=TRADES, start_us=two_us, end_us=two_us + 7, cause="exchange_maintenance")
+        await written.write(lost, quiet)
+        await written.measure(AT + 5 * HOUR_US)
+        query = "SELECT hour_us, covered_us, recordable_us, gaps, trades_covered_us, trades_recordable_us, trades_gaps FROM"
+        rows = {row[0]: tuple(row)[1:] for row in await connection.fetch(f"{query} ({NEWEST}) c")}
+        of_trades = (HOUR_US, HOUR_US, "{}")
+        assert rows[AT + HOUR_US] == (0, HOUR_US, orjson.dumps({lost.cause: HOUR_US}).decode(), *of_trades)
+        assert rows[AT + 2 * HOUR_US] == (
+            *(0, HOUR_US, orjson.dumps({lost.cause: HOUR_US}).decode()),
+            *(HOUR_US - 7, HOUR_US - 7, orjson.dumps({quiet.cause: 7}).decode()),
+        )  # fmt: skip
+        assert rows[AT][:2] == (HOUR_US - 1, HOUR_US)
