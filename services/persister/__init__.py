@@ -1,6 +1,7 @@
 """persister: the canonical topics into Postgres, each event exactly once.
 
-Reads kalshi.book.v1, kalshi.trades.v1, kalshi.tickers.v1, kalshi.lifecycle.v1 and kalshi.checkpoints.v1 (group kb-persister).
+Reads kalshi.book.v1, kalshi.trades.v1, kalshi.tickers.v1, kalshi.lifecycle.v1, kalshi.checkpoints.v1 and kalshi.audited.v1 (group
+kb-persister).
 Writes the market tables of `kalshibook_core/postgres/migrations/0001`, and is the only service that does.
 
 Guarantees: rows and the offsets they came from commit in one transaction, and the offsets move by compare-and-set, so a crash

@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 
 import asyncpg
 
-from kalshibook_core.postgres import partitions, runs
+from kalshibook_core.postgres import coverage, partitions, runs
 from kalshibook_core.postgres.partitions import CLOCKS, DAY_US, Partition
 from services.persister.retention.compare import COLUMNS, Row, Span
 
@@ -88,6 +88,10 @@ class Store:
                 partition = partitions.containing(table, day * DAY_US)
                 if partition is not None and partition.end_us <= before_us:
                     await partitions.create(self._connection, partition)
+
+    async def covered(self, partition: Partition) -> bool:
+        """Return whether all hours of a day are measured, so that its events may go: `coverage` outlives them."""
+        return await coverage.covered(self._connection, partition.start_us)
 
     async def positions(self, topic: str) -> dict[int, int]:
         """Return how far the persister has written a topic, by partition."""
