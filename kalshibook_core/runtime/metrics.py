@@ -98,6 +98,7 @@ METRICS: Final[Mapping[str, str]] = {
     "kb_deduplicator_unknown_types_total": "Frames of a message type we do not know.",
     "kb_deduplicator_rest_trades_total": "Trades told by REST, and passed on.",
     "kb_deduplicator_trade_gaps_filled_total": "Gaps of trades that REST was read over.",
+    "kb_deduplicator_import_refused_total": "Books that were imported too late for a log that goes on: not taken.",
     "kb_deduplicator_foreign_records_total": "Raw records that are no RawFrame of their key: passed over.",
     "kb_deduplicator_transactions_total": "Kafka transactions committed.",
     "kb_deduplicator_markets": "Markets in memory.",

@@ -9,11 +9,14 @@ import json
 from collections.abc import Coroutine, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
 from kalshibook_core.runtime.settings import ConfigurationError
+
+if TYPE_CHECKING:
+    from kalshibook_core.kafka.cluster import Cluster
 
 _T = TypeVar("_T")
 
@@ -27,6 +30,7 @@ _COMMANDS = {
     "migrate": "kalshibook_tools.cli.migrate:migrate",
     "keys": "kalshibook_tools.cli.keys:keys",
     "backfill": "kalshibook_tools.cli.backfill:backfill",
+    "import": "kalshibook_tools.cli.importing:import_",
     "verify": "kalshibook_tools.cli.verify:verify",
     "verify-merge": "kalshibook_tools.cli.verify_merge:verify_merge",
     "simulator": "kalshibook_tools.simulator.__main__:command",
@@ -115,21 +119,33 @@ def capture_environment(home: Path, env: Mapping[str, str], exchange: str | None
     """
     from kalshibook_tools.supervisor.home import Home
 
-    here = Home(home.resolve())
-    state = here.state()
-    runs = state["state"] != "stopped"
-    found = {**(state.get("addresses") or {} if runs else {}), **env}
-    if not found.get("KB_KAFKA_BROKERS"):
-        raise ConfigurationError(f"KB_KAFKA_BROKERS is not set, and nothing runs in {home}: set it, or `kb up` first")
+    here, found = Home(home.resolve()), _with_addresses(home, env)
     if exchange:
         found["KB_KALSHI_ENV"] = exchange
-    elif "KALSHI_API_KEY_ID" not in found and "simulator" in state["services"]:
+    elif "KALSHI_API_KEY_ID" not in found and "simulator" in here.state()["services"]:
         try:
             told = json.loads((here.path / "simulator.json").read_text())
         except (OSError, ValueError) as error:
             raise ConfigurationError(f"the simulator of {home} does not say where it is ({error}): `kb up` first") from None
         found |= {"KB_KALSHI_WS_URL": told["ws_url"], "KB_KALSHI_REST_URL": told["rest_url"]}
         found |= {"KALSHI_API_KEY_ID": told["key_ids"][0], "KALSHI_PRIVATE_KEY_PATH": told["private_key_path"]}
+    return found
+
+
+def broker(home: Path, env: Mapping[str, str]) -> "Cluster":
+    """Return the cluster that `env` names, else the one that runs in `home`. Raises ConfigurationError."""
+    from kalshibook_core.runtime import settings
+
+    return settings.cluster(_with_addresses(home, env))
+
+
+def _with_addresses(home: Path, env: Mapping[str, str]) -> dict[str, str]:
+    from kalshibook_tools.supervisor.home import Home
+
+    state = Home(home.resolve()).state()
+    found = {**((state.get("addresses") or {}) if state["state"] != "stopped" else {}), **env}
+    if not found.get("KB_KAFKA_BROKERS"):
+        raise ConfigurationError(f"KB_KAFKA_BROKERS is not set, and nothing runs in {home}: set it, or `kb up` first")
     return found
 
 

@@ -7,7 +7,6 @@ so a folder of thousands needs no more open files than overlap.
 
 import gzip
 import heapq
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,12 +14,11 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from kalshibook_core.kalshi import channels, messages
+from kalshibook_core.kalshi import channels, messages, recorded
 from kalshibook_tools.simulator import frames
 from kalshibook_tools.simulator.market import Delta, Notice, Snapshot, Trade, definition, fitting_structure
 
 Recordable = Snapshot | Delta | Trade | Notice
-_LINE = re.compile(rb'\s*\{\s*"recv_ms"\s*:\s*(\d+)\s*,\s*"event"\s*:\s*(\{.*\})\s*\}\s*', re.DOTALL)
 _WEEK_US = 7 * 86_400 * 1_000_000
 
 
@@ -97,24 +95,7 @@ def scan(paths: tuple[Path, ...]) -> Recording:
     if not files:
         where = ", ".join(map(str, paths))
         raise UnreadableRecording(f"no frame in {where}: give .ndjson or .ndjson.gz files, or a folder of them")
-    return Recording(tuple(files), markets, total, _deaths(restarts))
-
-
-def _deaths(restarts: list[tuple[int, int]]) -> tuple[int, ...]:
-    """Return the instants after which the recorder's connection was dead, from where each stream's seq began anew.
-
-    One death shows in many streams, in each as a restart somewhere between its last frame before and its first after: restarts
-    whose intervals overlap are one death, and it lies behind the latest frame before.
-    """
-    deaths: list[int] = []
-    earliest_after = -1
-    for before, after in sorted(restarts, key=lambda restart: restart[1]):
-        if deaths and before < earliest_after:
-            deaths[-1] = max(deaths[-1], before)
-        else:
-            deaths.append(before)
-            earliest_after = after
-    return tuple(deaths)
+    return Recording(tuple(files), markets, total, recorded.deaths(restarts))
 
 
 def play(recording: Recording) -> Iterator[Played]:
@@ -159,10 +140,7 @@ def _lines(path: Path) -> Iterator[tuple[int, Recordable, messages.Envelope]]:
 
 
 def _parse(line: bytes) -> tuple[int, Recordable, messages.Envelope]:
-    match = _LINE.fullmatch(line)
-    if match is None:
-        raise ValueError('not a line {"recv_ms": milliseconds, "event": {frame}}')
-    recv_ms, raw = int(match[1]), match[2]
+    recv_ms, raw = recorded.read(line)
     envelope = messages.envelope(raw)
     ticker, channel = envelope.market_ticker, messages.CHANNEL_OF_TYPE.get(envelope.type)
     if channel is None or not ticker:

@@ -147,6 +147,16 @@ class MarketLog:
         whose.behind = window.head - at
         return True
 
+    def admits(self, raw: RawFrame) -> bool:
+        """Return whether imported frames may begin, or go on, with this one: where nothing is known from its time on.
+
+        Else they would be taken for a gatherer that lags, and those whose book it is might have to wait for them.
+        """
+        source = self.sources.get(raw[1:3])
+        if source is not None and source.life.generation == raw.generation and source.standing is not BROKEN:
+            return True
+        return not self.version or (not self.whole and raw.clock_us >= self.effective_us)
+
     def delta(self, raw: RawFrame, offset: int, delta: tuple[int, int, int, int], mark: int = 0) -> list[BookEvent]:
         """Take an orderbook_delta, as `messages.Delta` has it; `mark` is the hash of its content."""
         self.made, self._raw, self._offset = [], raw, offset

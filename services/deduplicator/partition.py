@@ -21,6 +21,7 @@ from kalshibook_core.wire.events import (
     BY_REST,
     EVENT,
     FILLED,
+    IMPORTED,
     SERIES,
     TRADES,
     Event,
@@ -270,6 +271,9 @@ class Partition:
             grid.issuperset(book.sides[0]) and grid.issuperset(10_000 - price for price in book.sides[1])
         ):
             self._notice("off_grid", raw, "a level of a snapshot")
+        if raw[1].startswith(IMPORTED) and not log.admits(raw):
+            self._notice("import_refused", raw, "recorded frames come too late for a log that goes on")
+            return []
         return self._waited(log, log.snapshot(raw, offset, book, message.id > 0))
 
     def _delta(self, market: Market, raw: RawFrame, offset: int, delta: tuple[int, int, int, int], mark: int) -> Sequence[Event]:
@@ -411,6 +415,8 @@ class Partition:
         if raw.channel != TRADES:
             return []
         market = self.market(raw.market_ticker)
+        if raw.gatherer.startswith(IMPORTED) and not market.book.admits(raw):
+            return []
         return market.trades.resumed(raw, offset, self.window.latest_us(raw.market_ticker), market.book.ended)
 
     def _start(self, raw: RawFrame, offset: int) -> Sequence[Event]:

@@ -151,6 +151,7 @@ class Member:
                     "trade_repeats", "lifecycle_repeats", "ticker_repeats", "off_grid", "unknown_types", "foreign_records",
                     "transactions", "savepoints", "aligned", "contradiction", "excluded", "corrections", "given_up",
                     "fell_behind", "past_full", "rest_trades", "trade_gaps_filled",
+                    "import_refused",
                 )
             },
             "markets": sum(len(ours.partition.markets) for ours in self._assigned.values()),

@@ -9,7 +9,7 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from typing import Any
 
-from kalshibook_core.wire.events import LAG_US, TRADES, Cause, Gap, RawFrame, Trade
+from kalshibook_core.wire.events import IMPORTED, LAG_US, TRADES, Cause, Gap, RawFrame, Trade
 from services.deduplicator.alignment import Life, Lives
 
 
@@ -61,6 +61,11 @@ class Voucher:
         """Make a voucher from the exchange time `since_us` on."""
         self.life, self.since_us, self.vouches = life, since_us, vouches
         self.unread_us = unread_us  # the time of the last trade that it could not read
+
+
+def _hears(voucher: Voucher, leaving: str) -> bool:
+    """Return whether this one can vouch for what the other lost: who plays recorded frames hears nothing of today."""
+    return leaving.startswith(IMPORTED) or not voucher.life.gatherer.name.startswith(IMPORTED)
 
 
 class TradeLog:
@@ -151,7 +156,7 @@ class TradeLog:
         It had delivered everything up to `until_us`; killed without a word, perhaps to `alive_us`.
         """
         self.until_us = max(self.until_us, until_us, self.since_us)
-        others = [each.since_us for each in self.vouchers.values() if each.vouches]
+        others = [each.since_us for each in self.vouchers.values() if each.vouches and _hears(each, raw.gatherer)]
         if self.gap_start_us is not None or (others and min(others) <= max(self.until_us, alive_us)):
             return []
         opened = self._open(raw, offset, cause, self.until_us)

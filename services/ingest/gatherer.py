@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import structlog
 
-from kalshibook_core.kafka.cluster import partition_of
+from kalshibook_core.kafka.cluster import keys_of_partitions
 from kalshibook_core.kalshi import messages
 from kalshibook_core.kalshi.markets import DATE_RESOLUTION_US
 from kalshibook_core.kalshi.messages import Lifecycle, UnparsableFrame
@@ -459,15 +459,8 @@ class Gatherer:
 
     def _say_started(self) -> None:
         """Once in every partition, before all else: no connection of an earlier process lives, whether or not it could say so."""
-        partitions = self._settings.cluster.partitions
-        keys: dict[int, str] = {}
-        for number in itertools.count():
-            key = f"@{self._settings.gatherer}.{number}"
-            keys.setdefault(partition_of(key.encode(), partitions), key)
-            if len(keys) == partitions:
-                break
         now_us = clock.now_us()
-        for key in keys.values():
+        for key in keys_of_partitions(f"@{self._settings.gatherer}", self._settings.cluster.partitions):
             self._add(RawKind.START, "", key, now_us, now_us, "", b"")
 
     def _add(
