@@ -15,7 +15,7 @@ import orjson
 from kalshibook_core.kafka import topics
 from kalshibook_core.orderbook import Book, CorruptBook
 from kalshibook_core.orderbook.checksum import to_signed
-from kalshibook_core.postgres import levels, partitions, runs
+from kalshibook_core.postgres import levels, partitions, runs, trades
 from kalshibook_core.postgres.partitions import DAY_US
 from kalshibook_core.wire.events import BookDelta, BookEvent, BookSnapshot, Gap, Lifecycle, Ticker, Trade
 from kalshibook_tools.verify.archive import IN_DATABASE, Key, Known, Made, Result, Wanted
@@ -28,10 +28,17 @@ JOIN markets USING (ticker)
 JOIN book_events AS b ON b.market_id = markets.id AND b.effective_us BETWEEN from_us - from_us % {DAY_US} AND to_us
      AND b.version <= high AND b.version + b.events > low"""
 
-_TRADES: Final = """
-SELECT ticker, t.trade_id, t.exchange_us, t.yes_price, t.no_price, t.count, t.taker_side
-FROM unnest($1::text[], $2::text[]) AS asked (ticker, trade_id)
-JOIN markets USING (ticker) JOIN trades AS t ON t.market_id = markets.id AND t.trade_id = asked.trade_id"""
+# What was told of a trade otherwise than it was told first has a row of its own.
+_TRADES: Final = f"""
+WITH asked AS (
+    SELECT ticker, trade_id, at_us, id FROM unnest($1::text[], $2::text[], $3::bigint[]) AS told (ticker, trade_id, at_us)
+    JOIN markets USING (ticker))
+SELECT ticker, t.trade_id, CASE WHEN {trades.one_time("at_us", "t.exchange_us")} THEN at_us ELSE t.exchange_us END,
+       t.yes_price, t.no_price, t.count, t.taker_side
+FROM asked JOIN trades AS t ON t.market_id = asked.id AND t.trade_id = asked.trade_id
+UNION ALL
+SELECT ticker, d.trade_id, d.exchange_us, d.yes_price, d.no_price, d.count, d.taker_side
+FROM asked JOIN trade_differences AS d ON d.market_id = asked.id AND d.trade_id = asked.trade_id"""
 
 _TICKER_COLUMNS: Final = Ticker._fields[1:-1]
 _TICKERS: Final = f"""
@@ -198,8 +205,8 @@ class Comparison:
         return found
 
     async def _trades(self, events: Sequence[Trade]) -> Counter[Any]:
-        rows = await self._pool.fetch(_TRADES, [event.market_ticker for event in events], [event.trade_id for event in events])
-        return Counter(map(tuple, rows))
+        asked = ([e.market_ticker for e in events], [e.trade_id for e in events], [e.exchange_us for e in events])
+        return Counter(map(tuple, await self._pool.fetch(_TRADES, *asked)))
 
     async def _tickers(self, events: Sequence[Ticker]) -> Counter[Any]:
         rows = await self._pool.fetch(

@@ -11,7 +11,7 @@ from typing import Any, Final
 import asyncpg
 import structlog
 
-from kalshibook_core.postgres import levels, partitions, runs
+from kalshibook_core.postgres import levels, partitions, runs, trades
 from kalshibook_core.postgres.pool import UNREACHABLE
 from kalshibook_core.runtime import logs
 from kalshibook_core.wire.events import EVENT, SERIES, TRADES, Checkpoint
@@ -84,7 +84,6 @@ WITH fresh AS (
     SELECT * FROM {_TOLD} ON CONFLICT DO NOTHING RETURNING origin)
 SELECT origin, count(*) FROM fresh GROUP BY origin"""
 
-# Times are one where the coarser of them says so: REST tells microseconds, the stream milliseconds, its first frames seconds.
 _DIFFERENT: Final = f"""
 INSERT INTO trade_differences
 SELECT told.recv_us, told.exchange_us, told.count, told.market_id, told.yes_price, told.no_price, told.taker_side,
@@ -94,8 +93,7 @@ FROM {_TOLD} AS told
 JOIN trades AS t USING (market_id, trade_id)
 WHERE (told.count, told.yes_price, told.no_price, told.taker_side) <> (t.count, t.yes_price, t.no_price, t.taker_side)
    OR told.is_block_trade <> t.is_block_trade
-   OR abs(told.exchange_us - t.exchange_us) >=
-      CASE WHEN told.exchange_us % 1000000 = 0 OR t.exchange_us % 1000000 = 0 THEN 1000000 ELSE 1000 END
+   OR NOT {trades.one_time("told.exchange_us", "t.exchange_us")}
 ON CONFLICT DO NOTHING
 RETURNING trade_id"""
 

@@ -9,8 +9,15 @@ from pathlib import Path
 import asyncpg
 import pytest
 
+from kalshibook_core.kafka import topics
 from kalshibook_core.kafka.cluster import Cluster
+from kalshibook_core.kafka.reader import read_partition
+from kalshibook_core.postgres import pool
+from kalshibook_core.wire import codec
+from kalshibook_core.wire.events import Trade
 from kalshibook_tools import simulator
+from kalshibook_tools.verify.archive import Result
+from kalshibook_tools.verify.database import Comparison
 from tests.support.service import Service, until
 
 pytestmark = pytest.mark.stack
@@ -106,6 +113,13 @@ async def test_what_was_missed_is_there_once_and_says_so(cluster: Cluster, datab
             assert [tuple(row) for row in told] == [(falsified, "rest")]
             assert await persister.counter("trades_different_total") == 1
 
+            result = Result()
+            async with await pool.connect_pool(database) as connections:
+                comparison = Comparison(connections, result)
+                await comparison.begin()
+                await comparison.compare(list(enumerate(await told_trades(cluster))))
+            assert result.counts["database"] == 1 and falsified in result.told[0], result.told  # what was altered, and no other
+
             unseen = [ticker for ticker, market in happened.markets.items() if market.body["status"] == "finalized"]
             assert await count(_SETTLED, unseen) < len(unseen)
             await backfill("markets", "--from", text(first_us - HOUR), "--to", text(last_us))
@@ -129,6 +143,16 @@ async def stored(connection: asyncpg.Connection) -> list[tuple]:
         "SELECT ticker, trade_id, yes_price, count, taker_side, exchange_us / 1000 FROM trades JOIN markets ON id = market_id"
     )
     return [(*row[:4], ("yes", "no")[row[4]], row[5]) for row in map(tuple, rows)]
+
+
+async def told_trades(cluster: Cluster) -> list[Trade]:
+    """Every trade in kalshi.trades.v1, by whomever it was told."""
+    return [
+        event
+        for number in range(cluster.partitions)
+        async for record in read_partition(cluster, topics.TRADES, number)
+        if isinstance(event := codec.decode(record.value), Trade)
+    ]
 
 
 def text(us: int) -> str:
