@@ -15,7 +15,7 @@ plus what it adds between two calls.
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any, Final, Self
@@ -169,13 +169,30 @@ class Producer:
             lane.close_open()
             self._wake.set()
             self._open(lane).append(timestamp=timestamp_ms, key=key, value=value)
-        size = len(key) + (len(value) if value is not None else 0) + _RECORD_OVERHEAD
-        lane.open_bytes += size
-        lane.open_count += 1
-        lane.added += 1
-        self.buffered += size
-        self.added += 1
+        self._count(lane, len(key) + (len(value) if value is not None else 0) + _RECORD_OVERHEAD, 1)
         return partition
+
+    def extend(self, topic: Topic, partition: int, rows: Sequence[tuple[bytes, bytes, int]]) -> None:
+        """Do what `add` does, at half its cost, of each (key, value, timestamp_ms); their keys are all of this partition.
+
+        Raises ProduceFailed after a failure.
+        """
+        if self._failure is not None:
+            raise self._failure
+        if not rows:
+            return
+        lane = self._lanes.get((topic.name, partition)) or self._lane(topic, partition)
+        append, size, count = (lane.open or self._open(lane)).append, 0, 0
+        for key, value, timestamp_ms in rows:
+            if append(timestamp=timestamp_ms, key=key, value=value) is None:
+                self._count(lane, size, count)
+                lane.close_open()
+                self._wake.set()
+                append, size, count = self._open(lane).append, 0, 0
+                append(timestamp=timestamp_ms, key=key, value=value)
+            size += len(key) + len(value) + _RECORD_OVERHEAD
+            count += 1
+        self._count(lane, size, count)
 
     async def room(self) -> None:
         """Wait while more than `max_buffered` bytes are unacknowledged. Raises ProduceFailed after a failure."""
@@ -253,6 +270,13 @@ class Producer:
     def _lane(self, topic: Topic, partition: int) -> _Lane:
         lane = self._lanes[topic.name, partition] = _Lane(self._cluster.topic(topic), partition)
         return lane
+
+    def _count(self, lane: _Lane, size: int, count: int) -> None:
+        lane.open_bytes += size
+        lane.open_count += count
+        lane.added += count
+        self.buffered += size
+        self.added += count
 
     def _open(self, lane: _Lane) -> Any:
         if self._transactional_id is not None and not self._in_transaction:

@@ -40,7 +40,7 @@ from services.deduplicator.alignment import (
 )
 
 ALIGNED, SEEKING, BROKEN = Standing.ALIGNED, Standing.SEEKING, Standing.BROKEN
-_delta: Final = BookDelta._make
+_new: Final = tuple.__new__  # `BookDelta._make` without counting the fields
 
 
 PAST: Final = 64
@@ -160,7 +160,18 @@ class MarketLog:
     def delta(self, raw: RawFrame, offset: int, delta: tuple[int, int, int, int], mark: int = 0) -> list[BookEvent]:
         """Take an orderbook_delta, as `messages.Delta` has it; `mark` is the hash of its content."""
         self.made, self._raw, self._offset = [], raw, offset
-        source = self._source(raw)
+        _, gatherer, connection, generation, _, sid, seq, _, _, recv_us, clock_us, _, _ = raw
+        source = self.sources.get((gatherer, connection))
+        if (
+            source is not None
+            and source.sid == sid
+            and source.seq < seq
+            and source.life.generation == generation
+            and not source.over
+        ):
+            source.seq = seq  # the usual one, next in its sid
+        else:
+            source = self._source(raw)
         if source is None or source.standing is BROKEN:
             self.tally["refused"] += 1
             return self.made
@@ -168,7 +179,7 @@ class MarketLog:
         life = source.life
         if exchange_us > life.newest_us:
             life.reach(exchange_us)
-        event = exchange_us, side, price, change, raw[9], raw[10], raw[5], raw[6], offset, None
+        event = exchange_us, side, price, change, recv_us, clock_us, sid, seq, offset, None
         if source.standing is ALIGNED and source.at == self.window.head:
             self._extend(source, event, mark)
         else:
@@ -395,7 +406,7 @@ class MarketLog:
         checksum = self.book.checksum
         if whole is None:
             self.made.append(
-                _delta((
+                _new(BookDelta, (
                     self.ticker, self.version, self.effective_us, exchange_us, recv_us, side, price, change,
                     checksum - 0x1_0000_0000_0000_0000 if checksum >> 63 else checksum,
                     *life.where, life.generation, sid, seq, offset,

@@ -20,7 +20,7 @@ costs doing again what came after it (`restore`), so how often is a matter of ti
 """
 
 import asyncio
-from collections import Counter
+from collections import Counter, defaultdict
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -33,6 +33,7 @@ from kalshibook_core.kafka.cluster import partition_of
 from kalshibook_core.kafka.consumer import Batch, Consumer, Record, TopicPartition
 from kalshibook_core.kafka.errors import Fenced
 from kalshibook_core.kafka.producer import Producer
+from kalshibook_core.kafka.topics import Topic
 from kalshibook_core.runtime import clock, health, logs
 from kalshibook_core.runtime.metrics import Counters
 from kalshibook_core.wire import codec
@@ -258,10 +259,11 @@ class Member:
         ours.unsaved, ours.saved_at = 0, clock.monotonic()
 
     def _receive(self, number: int, partition: Partition, producer: Producer, records: list[Record]) -> None:
-        receive, confirms, add, encode, tally = partition.receive, partition.confirms, producer.add, codec.encode, self._tally
+        receive, confirms, encode, tally = partition.receive, partition.confirms, codec.encode, self._tally
         peek, read, knows, partitions = self._reader.peek, self._reader.read, partition.knows, self._cluster.partitions
         tally["frames"] += len(records)
-        deltas = 0
+        made: defaultdict[Topic, list[tuple[bytes, bytes, int]]] = defaultdict(list)  # all are this partition's markets'
+        books, deltas = made[topics.BOOK], 0
         for record in records:
             key, value, offset = record.key, record.value or b"", record.offset
             found = peek(value)
@@ -281,15 +283,17 @@ class Member:
                 kind = type(event)
                 if kind is BookDelta and event[0] == raw[8]:
                     deltas += 1
-                    add(topics.BOOK, key, encode(event), record.timestamp)
+                    books.append((key, encode(event), record.timestamp))
                     continue
                 tally[kind.__name__] += 1
                 topic = _TOPICS.get(kind)
                 if topic is None:
                     assert isinstance(event, Gap)
                     topic = topics.BOOK if event.version else topics.TRADES
-                add(topic, event.market_ticker.encode(), encode(event), record.timestamp)  # type: ignore[union-attr]  # all are a market's
+                made[topic].append((event.market_ticker.encode(), encode(event), record.timestamp))  # type: ignore[union-attr]
         tally["BookDelta"] += deltas
+        for topic, rows in made.items():
+            producer.extend(topic, number, rows)
 
     def _foreign(self, partition: Partition, record: Record, why: str) -> None:
         self._tally["foreign_records"] += 1

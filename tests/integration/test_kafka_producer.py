@@ -50,16 +50,26 @@ def noise(number: int, size: int) -> bytes:
 
 async def test_what_is_added_arrives_once_and_in_order(cluster: Cluster) -> None:
     expected: list[list[bytes]] = [[] for _ in range(cluster.partitions)]
-    async with Producer(cluster, max_batch=20_000) as producer:
-        for number in range(5000):
+    rows: list[list[tuple[bytes, bytes, int]]] = [[] for _ in range(cluster.partitions)]
+    async with Producer(cluster, max_batch=10_000) as producer:
+        for number in range(4900):
             key = b"K%d" % (number % 50)
             value = number.to_bytes(4, "big") + noise(number, number % 300)
-            producer.add(topics.RAW, key, value, timestamp_ms=number)
-            expected[partition_of(key, cluster.partitions)].append(value)
+            partition = partition_of(key, cluster.partitions)
+            if number % 700 < 300:
+                producer.add(topics.RAW, key, value, timestamp_ms=number)
+            else:
+                rows[partition].append((key, value, number))
+            expected[partition].append(value)
+            if number % 700 == 699:  # between one by one: more than a batch takes, and less, and nothing
+                for each in range(cluster.partitions):
+                    producer.extend(topics.RAW, each, rows[each])
+                    producer.extend(topics.RAW, each, [])
+                    rows[each].clear()
             if number % 500 == 0:
                 await asyncio.sleep(0)  # so that batches of all sizes are under way while more is added
         await producer.flush()
-        assert (producer.added, producer.acked, producer.buffered) == (5000, 5000, 0)
+        assert (producer.added, producer.acked, producer.buffered) == (4900, 4900, 0)
         assert await values(cluster, topics.RAW) == expected
 
 

@@ -55,7 +55,22 @@ def test_decode_undoes_encode(value: events.Event) -> None:
     assert type(decoded) is type(value)
 
 
-@given(st.one_of(event("RawFrame"), event("BookDelta"), event("BookSnapshot")))
+TIMES = st.one_of(
+    st.integers(1_700_000_000_000_000, 1_900_000_000_000_000), st.sampled_from([2**n + d for n in (41, 55) for d in (-1, 0)])
+)
+
+
+@st.composite
+def usual_deltas(draw: st.DrawFn) -> events.BookDelta:
+    """As nearly all are, and at the edges of that: put together in another way than others."""
+    delta: events.BookDelta = draw(event("BookDelta"))
+    effective_us = draw(TIMES)
+    exchange_us = draw(st.sampled_from([effective_us, effective_us, effective_us - 1, 0]))
+    checksum = draw(st.one_of(st.sampled_from([s * 2**n + d for n in (54, 55, 56, 62) for s in (1, -1) for d in (-1, 0)]), LONGS))
+    return delta._replace(effective_us=effective_us, exchange_us=exchange_us, recv_us=draw(TIMES), checksum=checksum)
+
+
+@given(st.one_of(event("RawFrame"), event("BookDelta"), usual_deltas(), event("BookSnapshot")))
 def test_the_bytes_are_those_of_avro_in_confluent_framing(value: Any) -> None:
     schema = codec.SCHEMAS[type(value).__name__]
     record = value._asdict()
@@ -111,3 +126,9 @@ def test_an_integer_that_does_not_fit_is_refused() -> None:
     with pytest.raises(OverflowError):
         codec.encode(frame)
     assert codec.decode(codec.encode(frame._replace(seq=2**63 - 1))).seq == 2**63 - 1
+    now = 1_800_000_000_000_000
+    delta = events.BookDelta("A", 1, now, now, now, 0, 4800, -5400, 2**62, "g", 1, 300, 4, 5, 64)
+    for field in ("version", "recv_us", "delta", "checksum", "raw_offset"):
+        for number in (2**63, -(2**63) - 1):
+            with pytest.raises(OverflowError):
+                codec.encode(delta._replace(**{field: number}))
