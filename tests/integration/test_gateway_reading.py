@@ -12,8 +12,10 @@ import pytest
 
 from kalshibook_core.kafka.cluster import Cluster
 from kalshibook_core.kalshi.numbers import format_price, format_size
+from kalshibook_core.orderbook import Book
+from kalshibook_core.orderbook.checksum import to_signed
 from kalshibook_core.postgres.pool import connect
-from kalshibook_core.wire.events import BookEvent, Gap
+from kalshibook_core.wire.events import BOOK, BookDelta, BookEvent, BookSnapshot, Gap
 from services.gateway import instants, models
 from tests.integration.test_gateway_history import MIDNIGHT, history, shown
 from tests.support import gateway
@@ -72,12 +74,16 @@ async def test_the_book_after_a_version_and_as_it_was_known(served: tuple[httpx.
         assert "give one of at, received_at and version" in answer.json()["error"]["message"]
 
 
+MODELS = {"orderbooks": models.Samples, "bbo": models.Tops, "candles": models.Candles}
+
+
 async def every(client: httpx.AsyncClient, path: str, **params: Any) -> list[dict[str, Any]]:
     """Return the rows of all pages."""
     rows, cursor = list[dict[str, Any]](), None
     while True:
         answer = await client.get(path, params=params | ({"cursor": cursor} if cursor else {}))
         assert answer.status_code == 200, answer.text
+        MODELS[path.split("/")[2]].model_validate(answer.json())
         rows += answer.json()["data"]
         if (cursor := answer.json()["next_cursor"]) is None:
             return rows
@@ -102,7 +108,6 @@ async def test_samples_are_the_books_at_their_instants(served: tuple[httpx.Async
             rows = await every(client, f"/v1/orderbooks/{ticker}", **params, limit=dice.choice((17, 1_000)))
             assert [row["at"] for row in rows] == [instants.text(from_us + k * step) for k in range(number)]
             for row in rows:
-                models.BidsSample.model_validate(row)
                 at_us = instants.parse(row["at"])
                 if at_us < first:
                     assert (row["state"], row["version"], row["checksum"], row["yes"]) == ("not_recorded", None, None, None)
@@ -150,7 +155,7 @@ async def test_the_best_levels_and_candles_tell_the_same_story(served: tuple[htt
         now = None if at_gap else (yes and (yes[0], yes[1]), no and (10_000 - no[0], no[1]))
         if number and now == shown_last:
             continue
-        models.Top.model_validate(row := rows[number])
+        row = rows[number]
         levels = (None, None) if now is None else now
         wanted = [level and [format_price(level[0]), format_size(level[1])] for level in levels]
         assert (row["version"], [row["bid"], row["ask"]], row["state"] == "gap") == (event.version, wanted, at_gap)
@@ -164,7 +169,6 @@ async def test_the_best_levels_and_candles_tell_the_same_story(served: tuple[htt
     books = await every(client, "/v1/orderbooks/KXA", **params, depth=1, view="yes")
     assert [candle["at"] for candle in candles] == [book["at"] for book in books]
     for n, (candle, book) in enumerate(zip(candles, books, strict=True)):
-        models.Candle.model_validate(candle)
         begin = first + (n - 3) * step
         touched = [event for event in events if begin <= event.effective_us < begin + step]
         if book["state"] == "complete" and book["bids"]:
@@ -184,6 +188,86 @@ async def test_the_best_levels_and_candles_tell_the_same_story(served: tuple[htt
         assert got["close"] == (format_price(inside[-1][4]) if inside else None)
         assert (got["state"] == "gap") == (n == 3)
     assert sum(candle["trades"]["block_count"] for candle in candles) == 60
+
+
+def short_day() -> list[BookEvent]:
+    """Return events by hand: an empty book, one side, both, a best level for no time, one side, a gap, another book."""
+    book, events = Book(), list[BookEvent]()
+
+    def add(second: float, change: tuple[int, int, int] | None = None, yes: tuple[tuple[int, int], ...] = ()) -> None:
+        nonlocal book
+        version, at_us = len(events) + 1, MIDNIGHT + int(second * 1_000_000)
+        opened = events[-1].start_us if events and isinstance(events[-1], Gap) else None
+        if change is not None:
+            book.apply(*change)
+            event: BookEvent = BookDelta(
+                "KXA", version, at_us, at_us, at_us, *change, to_signed(book.checksum), "g", 0, 1, 1, 1, 0
+            )
+        elif version == 1 or opened is not None:
+            book = Book(yes)
+            checksum, cause = to_signed(book.checksum), None if opened is None else "disconnect"
+            event = BookSnapshot("KXA", version, at_us, at_us, list(yes), [], checksum, opened, cause, "g", 0, 1, 1, 1, 0)
+        else:
+            event = Gap("KXA", version, at_us, BOOK, at_us, None, "disconnect", at_us, to_signed(book.checksum), "g", 0, 1, 0)
+        events.append(event)
+
+    add(10)
+    add(10.5, (0, 4_800, 1_200))
+    add(11, (1, 5_100, 300))
+    add(11.25, (0, 4_850, 100))
+    add(11.25, (0, 4_850, -100))
+    add(12, (0, 4_800, -1_200))
+    add(13)
+    add(14.5, yes=((4_700, 500),))
+    return events
+
+
+async def test_a_short_day_by_hand(served: tuple[httpx.AsyncClient, Any]) -> None:
+    client, connection = served
+    market_id = await gateway.add_market(connection, "KXA", status="determined")
+    await gateway.write(connection, market_id, short_day())
+    trades = [(10.5, 4_800, 100, False), (11, 4_900, 200, None), (11, 4_000, 9_900, True), (11.999999, 4_700, 100, False)]
+    for number, (second, price, size, block) in enumerate(trades):
+        at_us = MIDNIGHT + round(second * 1_000_000)
+        row = (at_us, at_us, size, market_id, price, 10_000 - price, 0, block, f"t{number}")
+        await connection.execute("INSERT INTO trades VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)", *row)
+    params = {"from": MIDNIGHT + 9_000_000, "to": MIDNIGHT + 16_000_000, "interval": "1s"}
+    states = ["not_recorded", "complete", "complete", "complete", "gap", "gap", "ended"]
+
+    samples = await every(client, "/v1/orderbooks/KXA", **params)
+    bid, ask, new = ["0.4800", "12.00"], ["0.5100", "3.00"], ["0.4700", "5.00"]
+    assert [row["state"] for row in samples] == states
+    assert [row["version"] for row in samples] == [None, 1, 3, 6, 7, 7, 8]
+    assert [row["yes"] for row in samples] == [None, [], [bid], [], [], [], [new]]
+    assert [row["no"] for row in samples] == [None, [], [ask], [ask], [ask], [ask], []]
+
+    tops = await every(client, "/v1/bbo/KXA", **params)
+    assert [
+        (row["version"], row["state"], row["bid"] and row["bid"][0], row["ask"] and row["ask"][0], row["mid"]) for row in tops
+    ] == [
+        (1, "complete", None, None, None),
+        (2, "complete", "0.4800", None, None),
+        (3, "complete", "0.4800", "0.4900", "0.48500"),
+        (4, "complete", "0.4850", "0.4900", "0.48750"),
+        (5, "complete", "0.4800", "0.4900", "0.48500"),
+        (6, "complete", None, "0.4900", None),
+        (7, "gap", None, None, None),
+        (8, "complete", "0.4700", None, None),
+    ]
+
+    candles = await every(client, "/v1/candles/KXA", **params)
+    assert [row["state"] for row in candles] == states
+    for name, values in (
+        ("bid", [None, "0.4800", "0.4800", None, None, "0.4700", "0.4700"]),
+        ("ask", [None, None, "0.4900", "0.4900", None, None, None]),
+        ("mid", [None, None, "0.48500", None, None, None, None]),
+    ):
+        assert [row[name] for row in candles] == [dict.fromkeys(("open", "high", "low", "close"), value) for value in values]
+    assert candles[2]["trades"] == {
+        "state": "ended", "open": "0.4900", "high": "0.4900", "low": "0.4700", "close": "0.4700", "volume": "3.00",
+        "notional": "1.450000", "vwap": "0.483333", "count": 2, "block_volume": "99.00", "block_count": 1,
+    }  # fmt: skip
+    assert [row["trades"]["count"] for row in candles] == [0, 1, 2, 0, 0, 0, 0]
 
 
 async def test_a_gap_that_corrects_the_record_is_told_from_where_it_begins(served: tuple[httpx.AsyncClient, Any]) -> None:

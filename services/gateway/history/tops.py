@@ -26,7 +26,7 @@ async def changes(
 ) -> tuple[list[Change], tuple[int, int] | None]:
     """Return the changes after a version, `limit` at most, and where to go on: (effective_us, version), None if that is all."""
     found: list[Change] = []
-    first, last = walk.version, walk.top()[1:]
+    first, last = walk.version, walk.top()[1:] if walk.version else None
     async for events in batches:
         tops: list[Top] = []
         walk.take(events)
