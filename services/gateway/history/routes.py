@@ -219,9 +219,8 @@ def routes(
         until = rows[-1].effective_us if more else None if to is None else to_us
         quality = await measure.quality(market_id, BOOK, since, until, through)
         following = pages.encode(rows[-1].effective_us, rows[-1].version) if more else None
-        by_start = {gap[0]: gap[:3] for gap in found}
-        by_version = {gap[3]: gap[:3] for gap in found}
-        return page([event_row(row, by_start, by_version) for row in rows], following, completeness.checked(quality, strict))
+        opened = {gap[3]: gap[:3] for gap in found}
+        return page([event_row(row, opened) for row in rows], following, completeness.checked(quality, strict))
 
     @router.get("/trades/{ticker}", response_model=models.Trades, name="trades")
     async def trades(
@@ -333,14 +332,14 @@ def not_recorded(ticker: str, at_us: int | None, first_us: int | None, *, pendin
 Spans = dict[int, tuple[int, int | None, str]]
 
 
-def event_row(row: Event, gaps_by_start: Spans, gaps_by_version: Spans) -> dict[str, Any]:
-    """Return a book event as customers see it, given the gaps by their start and by the version that opened them."""
+def event_row(row: Event, gaps: Spans) -> dict[str, Any]:
+    """Return a book event as customers see it, given the gaps by the version that opened them."""
     version, effective_us, exchange_us, recv_us, kind, side, price, delta, checksum, packed = row
     if kind == DELTA:
         return forms.delta_row(version, effective_us, exchange_us, recv_us, side, price, delta, checksum)
     if kind == SNAPSHOT:
         # Inside a gap nothing takes a version, so the snapshot that ends it is the very next one.
-        ended = gaps_by_version.get(version - 1)
+        ended = gaps.get(version - 1)
         yes, no = levels.unpack(packed)
         return forms.snapshot_row(
             version,
@@ -351,8 +350,7 @@ def event_row(row: Event, gaps_by_start: Spans, gaps_by_version: Spans) -> dict[
             checksum,
             None if ended is None else forms.gap(ended[0], effective_us, ended[2]),
         )
-    # A correction's gap starts before it takes effect, so its version finds it; its start does where two gaps share one.
-    start_us, end_us, cause = gaps_by_version.get(version) or gaps_by_start.get(effective_us, (effective_us, None, "unknown"))
+    start_us, end_us, cause = gaps.get(version, (effective_us, None, "unknown"))
     return forms.gap_row(version, effective_us, recv_us, checksum, start_us, end_us, cause)
 
 
