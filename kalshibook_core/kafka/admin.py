@@ -88,6 +88,16 @@ async def cluster_id(cluster: Cluster) -> str:
         return str((await admin.describe_cluster())["cluster_id"])
 
 
+async def reached(cluster: Cluster, group: str) -> dict[tuple[str, int], int]:
+    """Return the offsets that a group has committed, by (full name of the topic, partition). Raises KafkaFault."""
+    try:
+        async with _client(cluster) as admin:
+            found = await admin.list_consumer_group_offsets(cluster.group(group))
+    except KafkaError as error:
+        raise KafkaFault(f"cannot ask for the offsets of group {group}: {error!r}") from error
+    return {(where.topic, where.partition): each.offset for where, each in found.items() if each.offset >= 0}
+
+
 @asynccontextmanager
 async def _client(cluster: Cluster) -> AsyncIterator[Any]:
     admin = AIOKafkaAdminClient(bootstrap_servers=cluster.brokers)

@@ -2,8 +2,8 @@
 
 Promises: `on_assigned` and `on_revoked` run inside `poll`, between two batches, never beside the reader: a partition is
 handed over only after the reader has come back for more, and an exception in a callback is an exception of `poll`. A
-partition without committed offset starts at its first record. An offset that retention has passed by raises OffsetLost;
-nothing jumps over a hole.
+partition without committed offset starts at its first record. An offset that retention has passed by raises OffsetBehind, one
+after the log's end OffsetAhead, when a partition is assigned; nothing jumps over a hole.
 
 With `Cluster.instance` a process that died is succeeded at once by the next of its name, without waiting for its session to end
 (static membership, KIP-345), and leaving does not move partitions to others for so long. If the one before still lives it gets
@@ -20,7 +20,7 @@ from aiokafka.errors import KafkaError, NoOffsetForPartitionError, OffsetOutOfRa
 
 from kalshibook_core.kafka import coordinator, records
 from kalshibook_core.kafka.cluster import Cluster
-from kalshibook_core.kafka.errors import Displaced, KafkaFault, OffsetLost
+from kalshibook_core.kafka.errors import Displaced, KafkaFault, OffsetAhead, OffsetBehind, OffsetLost
 from kalshibook_core.kafka.records import Record
 from kalshibook_core.kafka.topics import Topic
 
@@ -172,7 +172,10 @@ class Consumer:
 
     async def begin_offsets(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
         """Return where each partition begins now: the offset of the first record that retention has left."""
-        begins: dict[TopicPartition, int] = await self._kafka.beginning_offsets(list(partitions))
+        try:
+            begins: dict[TopicPartition, int] = await self._kafka.beginning_offsets(list(partitions))
+        except KafkaError as error:
+            raise KafkaFault(f"cannot ask where the partitions begin: {error!r}") from error
         return begins
 
     def assignment(self) -> set[TopicPartition]:
@@ -217,16 +220,19 @@ class Consumer:
             self._assigned = None
 
     async def _start_at(self, assigned: set[TopicPartition], seeks: Mapping[TopicPartition, int]) -> None:
-        unset = []
+        known: dict[TopicPartition, int] = {}
         for partition in assigned:
             offset = seeks.get(partition)
             if offset is None and self._group is not None:
                 offset = await self._kafka.committed(partition)
-            if offset is None:
-                unset.append(partition)
-            else:
+            if offset is not None:
+                known[partition] = offset
+        if known:
+            begins, ends = await self.begin_offsets(known), await self.end_offsets(known)
+            for partition, offset in known.items():
+                within(partition, offset, begins[partition], ends[partition])
                 self._kafka.seek(partition, offset)
-        if unset:
+        if unset := assigned - known.keys():
             starts = await (self._kafka.end_offsets(unset) if self._from_end else self._kafka.beginning_offsets(unset))
             for partition, offset in starts.items():
                 self._kafka.seek(partition, offset)
@@ -242,6 +248,18 @@ class Consumer:
     def _interrupt(self) -> None:
         if self._polling is not None:
             self._polling.reschedule(asyncio.get_running_loop().time())
+
+
+def within(partition: TopicPartition, offset: int, begin: int, end: int) -> None:
+    """Raise OffsetBehind or OffsetAhead where the offset to read next is not in a log of [begin, end)."""
+    what = f"{partition.topic} partition {partition.partition}: the record to read next is {offset:,}"
+    if offset < begin:
+        raise OffsetBehind(f"{what}, but the log begins at {begin:,}: retention took {begin - offset:,} unread", begin - offset)
+    if offset > end:
+        raise OffsetAhead(
+            f"{what}, but the log ends at {end:,}: the brokers lost {offset - end:,} records, or this is another log",
+            offset - end,
+        )
 
 
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]

@@ -22,4 +22,20 @@ class Displaced(KafkaFault):
 
 
 class OffsetLost(KafkaFault):
-    """The offset to read from is not in the log any more (retention) or not yet (another log): records would be missed."""
+    """The offset to read from is not in the log any more (retention) or not yet (another log): records would be missed.
+
+    `records` is how many, 0 where nobody could say.
+    """
+
+    def __init__(self, why: str, records: int = 0) -> None:
+        """Say why."""
+        super().__init__(why)
+        self.records = records
+
+
+class OffsetBehind(OffsetLost):
+    """Retention has taken records that were not read yet."""
+
+
+class OffsetAhead(OffsetLost):
+    """The log ends before the offset to read from: the brokers lost records that were read, or this is another log."""

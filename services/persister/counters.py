@@ -21,6 +21,8 @@ class Counters:
     waiting_rows: int = 0
     lag_records: int = 0
     last_effective_us: int = 0
+    lost_records: int = 0
+    halted: str = ""
     made_ahead_for: int = -1  # the UTC day whose partitions, and the next one's, are known to stand
 
     def wrote(self, counts: dict[str, int], batch: Batch, seconds: float) -> None:
@@ -47,7 +49,9 @@ class Counters:
             "last_effective_us": self.last_effective_us,
             **{f"{table}_rows_total": self.rows.get(table, 0) for table in TABLES},
             **{f"{name}_total": self.rows.get(name, 0) for name in RECONCILED},
+            "lost_records": self.lost_records,
             "postgres": self.postgres,
+            "halted": self.halted,
         }
 
 

@@ -7,16 +7,19 @@ from typing import TypeVar
 
 import structlog
 
-from kalshibook_core.kafka import topics
+from kalshibook_core.kafka import admin, topics
 from kalshibook_core.kafka.consumer import Consumer, TopicPartition
+from kalshibook_core.kafka.errors import OffsetLost
 from kalshibook_core.postgres import partitions, pool
 from kalshibook_core.runtime import clock, health, logs
+from kalshibook_core.runtime.settings import ConfigurationError
 from services.persister.batch import Batch
 from services.persister.counters import Counters
 from services.persister.coverage import Coverage
+from services.persister.halt import halt
 from services.persister.patience import Stopping, patiently
 from services.persister.settings import Settings
-from services.persister.store import RETRYABLE, Store, Superseded
+from services.persister.store import RETRYABLE, OtherLog, Store, Superseded
 
 TOPICS = (topics.BOOK, topics.TRADES, topics.TICKERS, topics.LIFECYCLE, topics.CHECKPOINTS, topics.AUDITED)
 GROUP = "kb-persister"
@@ -39,9 +42,17 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             async with await _patiently(lambda: pool.connect_pool(settings.postgres_dsn, size=3), stop, counters) as connections:
                 store = Store(connections)
                 await _patiently(store.check, stop, counters)
+                log = f"{await admin.cluster_id(settings.cluster)}/{settings.cluster.prefix}"
+                try:
+                    await _patiently(lambda: store.claim(log), stop, counters)
+                except OtherLog as other:
+                    raise ConfigurationError(f"KB_POSTGRES_DSN: {other}") from None
                 async with asyncio.TaskGroup() as tasks:
                     tasks.create_task(_cover(settings, Coverage(connections), counters, stop), name="coverage")
-                    await _persist(settings, store, counters, stop)
+                    try:
+                        await _persist(settings, store, counters, stop)
+                    except OffsetLost as lost:
+                        await halt(lost, lost.records, counters, stop)
         except* Stopping:
             _log.warning("stopped_while_postgres_is_away", then="the next start goes on where the tables stand")
 
@@ -88,7 +99,8 @@ async def _consume(settings: Settings, store: Store, counters: Counters, stop: a
         expected.update(await _patiently(lambda: store.positions(sorted(ours)), stop, counters))
         counters.ready = True
         _log.info("assigned", partitions=len(ours))
-        return {partition: expected[partition] for partition in ours}
+        # A new database begins with what the log has; in one that is not new nothing may be missing.
+        return {partition: expected[partition] for partition in ours if expected[partition]}
 
     async def write() -> None:
         nonlocal batch

@@ -151,6 +151,10 @@ class Superseded(Exception):
     """Somebody else moved the offsets this batch starts from: the partitions are no longer ours, and nothing was written."""
 
 
+class OtherLog(Exception):
+    """The database's offsets are of another Kafka, and mean nothing here."""
+
+
 class SchemaMissing(Exception):
     """The database has no tables of ours."""
 
@@ -169,6 +173,18 @@ class Store:
         """Raise SchemaMissing unless the database has been migrated."""
         if await self._pool.fetchval("SELECT to_regclass('consumer_offsets')") is None:
             raise SchemaMissing("the database has no tables yet: run `kb migrate`")
+
+    async def claim(self, log: str) -> None:
+        """Let the offsets be those of a log, by its name, if they are nobody's yet. Raises OtherLog if they are another's."""
+        async with self._pool.acquire() as connection, connection.transaction():
+            await connection.execute("LOCK TABLE consumed_log")
+            whose = await connection.fetchval("SELECT log FROM consumed_log")
+            if whose is None:
+                await connection.execute("INSERT INTO consumed_log (log) VALUES ($1)", log)
+        if whose not in (None, log):
+            raise OtherLog(
+                f"the database has what was read of the Kafka cluster {whose!r}, this is {log!r}: name an empty database instead"
+            )
 
     async def positions(self, sources: Sequence[Source]) -> dict[Source, int]:
         """Return where to go on reading each partition: its first offset whose rows are not in the tables (0 for a new one)."""

@@ -16,7 +16,7 @@ noticing may put a commit beside those of its successor: of the same records, so
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
 import orjson
@@ -36,15 +36,41 @@ class OtherLog(Exception):
     """The archive holds the records of another Kafka, whose offsets mean nothing here."""
 
 
-def claim(store: Store, log: str) -> None:
-    """Let the archive be that of a log, by its name, if it is nobody's yet. Raises OtherLog if it is another's; blocks."""
+class Vanished(Exception):
+    """The archive has less than was written to it: it is not mounted, it is another one, or commits of it were deleted."""
+
+
+def claim(store: Store, log: str, reached: Mapping[tuple[str, int], int], anew: bool) -> None:
+    """Let the archive be that of a log, by its name, if it is nobody's yet; blocks.
+
+    `reached` are the offsets up to which some archive of this log was written once. Raises Vanished if there was one and here is
+    none, unless one is to be begun `anew`; OtherLog if this is another's.
+    """
     try:
         whose = orjson.loads(store.get(layout.LOG))["log"]
     except FileNotFoundError:
+        if reached and not anew:
+            raise Vanished(
+                f"{store} is empty, but an archive of this Kafka was written to up to {_far(reached)}: mount it or name its "
+                "place; or set KB_ARCHIVE_ANEW=1 to begin another one there with what Kafka still holds"
+            ) from None
         store.put(layout.LOG, orjson.dumps({"log": log}))
         return
     if whose != log:
         raise OtherLog(f"{store} is the archive of the Kafka cluster {whose!r}, this is {log!r}: name an empty place instead")
+
+
+def _far(reached: Mapping[tuple[str, int], int]) -> str:
+    (topic, partition), offset = max(reached.items(), key=lambda item: item[1])
+    return f"offset {offset:,} of {topic} partition {partition}"
+
+
+def is_there(store: Store) -> None:
+    """Raise OSError where the archive is not in its place any more, as when a mount is gone; blocks."""
+    try:
+        store.get(layout.LOG)
+    except FileNotFoundError:
+        raise OSError(f"{store} has no {layout.LOG} any more: is it mounted?") from None
 
 
 async def write(store: Store, made: Made, patiently: Attempt) -> None:

@@ -27,6 +27,8 @@ class Counters:
     repacked_files: int = 0
     swept_files: int = 0
     damaged: int = 0
+    lost_records: int = 0
+    halted: str = ""
 
     def wrote(self, made: Made, seconds: float) -> None:
         """Count a commit that is in the archive."""
@@ -52,5 +54,7 @@ class Counters:
             "repacked_files_total": self.repacked_files,
             "swept_files_total": self.swept_files,
             "damaged_total": self.damaged,
+            "lost_records": self.lost_records,
             "store": self.store,
+            "halted": self.halted,
         }

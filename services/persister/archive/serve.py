@@ -2,7 +2,7 @@
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from typing import Final, TypeVar
 
@@ -12,14 +12,15 @@ from kalshibook_core.archive.manifest import Repacked
 from kalshibook_core.archive.reader import Archive, Damaged
 from kalshibook_core.archive.reader import Held as InArchive
 from kalshibook_core.kafka import admin, topics
-from kalshibook_core.kafka.consumer import Consumer, TopicPartition
-from kalshibook_core.kafka.errors import KafkaFault
+from kalshibook_core.kafka.consumer import Consumer, TopicPartition, within
+from kalshibook_core.kafka.errors import KafkaFault, OffsetLost
 from kalshibook_core.runtime import clock, health, logs
 from kalshibook_core.runtime.settings import ConfigurationError
 from services.persister.archive import commit, files, repack
 from services.persister.archive.counters import Counters
 from services.persister.archive.held import Held, Waiting, due
 from services.persister.archive.settings import Settings
+from services.persister.halt import halt
 from services.persister.patience import Stopping, patiently
 
 TOPICS: Final = (topics.RAW, topics.BOOK, topics.TRADES, topics.TICKERS, topics.LIFECYCLE, topics.CHECKPOINTS)
@@ -50,8 +51,16 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(member.run())
                 tasks.create_task(member.repack())
+        except* (OffsetLost, commit.Vanished) as group:
+            (lost, *_) = _flat(group)
+            await halt(lost, getattr(lost, "records", 0), counters, stop)
         except* Stopping:
             _log.warning("stopped_while_storage_is_away", then="the next start goes on where the archive ends")
+
+
+def _flat(group: BaseExceptionGroup[Exception]) -> Iterator[Exception]:
+    for each in group.exceptions:
+        yield from _flat(each) if isinstance(each, BaseExceptionGroup) else (each,)
 
 
 class _Member:
@@ -69,10 +78,11 @@ class _Member:
     async def claim(self) -> None:
         cluster = self._settings.cluster
         log = f"{await admin.cluster_id(cluster)}/{cluster.prefix}"
+        reached, store = await admin.reached(cluster, GROUP), self._settings.store
         try:
-            await self._patiently(lambda: asyncio.to_thread(commit.claim, self._settings.store, log))
-        except commit.OtherLog as other:
-            raise ConfigurationError(f"KB_ARCHIVE: {other}") from None
+            await self._patiently(lambda: asyncio.to_thread(commit.claim, store, log, reached, self._settings.anew))
+        except (commit.OtherLog, commit.Vanished) as why:
+            raise ConfigurationError(f"KB_ARCHIVE: {why}") from None
 
     async def run(self) -> None:
         consumer = Consumer(self._settings.cluster, TOPICS, GROUP, on_assigned=self._assigned, on_revoked=self._revoked)
@@ -96,11 +106,24 @@ class _Member:
             starts[where] = await self._patiently(
                 lambda topic=topic, number=number: asyncio.to_thread(self._archive.next_offset, topic, number)  # type: ignore[misc]
             )
+        # What the group has committed tells only how far the archive was once; where it goes on, the archive says.
+        begins = await self._consumer.begin_offsets([where for where, start in starts.items() if start is None])
+        begin = {where: begins[where] if start is None else start for where, start in starts.items()}
+        if not self._settings.anew:
+            for where in sorted(ours):
+                self._compare(where, begin[where], await self._consumer.committed(where) or 0)
         self._starts, self._waiting = starts, {}
         self._consumer.pause(*ours)
         self._counters.ready = True
         _log.info("assigned", partitions=len(ours))
-        return {where: start for where, start in starts.items() if start is not None}
+        return begin
+
+    def _compare(self, where: TopicPartition, archived: int, once: int) -> None:
+        if archived < once:
+            raise commit.Vanished(
+                f"{self._settings.store} ends at offset {archived:,} of {where.topic} partition {where.partition}, but was "
+                f"written to up to {once:,}: it is another one, or commits of it are gone"
+            )
 
     async def _revoked(self, _: set[TopicPartition]) -> None:
         self._starts, self._waiting = {}, {}
@@ -115,7 +138,9 @@ class _Member:
                 _log.warning("broker_away", why=str(error), then="trying again")
             return
         for where, end in ends.items():
-            records = end - await self._consumer.position(where)
+            position = await self._consumer.position(where)
+            within(where, position, 0, end)  # a paused partition is not fetched, so nobody else would say
+            records = end - position
             before = self._waiting.get(where)
             self._waiting[where] = Waiting(records, before.since if before is not None and before.records else now)
         self._counters.waiting_records = sum(each.records for each in self._waiting.values())
@@ -148,7 +173,10 @@ class _Member:
         made = await asyncio.to_thread(
             files.make, self._names[where.topic], where.partition, held.first, held.next, self._life, held.records
         )
+        await self._patiently(lambda: asyncio.to_thread(commit.is_there, self._settings.store))
         await commit.write(self._settings.store, made, self._patiently)
+        with suppress(KafkaFault):  # a witness, and no more: another one may own the partition by now
+            await self._consumer.commit({where: held.next})
         self._counters.wrote(made, clock.monotonic() - started)
         if made.unreadable and logs.once_a_minute("unreadable"):
             _log.warning("unreadable_records", count=made.unreadable, then="passed over; the raw rows they came from are kept")

@@ -136,9 +136,9 @@ def test_whose_turn_it_is() -> None:
 
 def test_an_archive_is_of_one_log(tmp_path: Path) -> None:
     for _ in range(2):
-        commit.claim(Folder(tmp_path), "here/")
+        commit.claim(Folder(tmp_path), "here/", {}, anew=False)
     with pytest.raises(commit.OtherLog, match="name an empty place"):
-        commit.claim(Folder(tmp_path), "elsewhere/")
+        commit.claim(Folder(tmp_path), "elsewhere/", {}, anew=False)
 
 
 def test_one_changed_byte_anywhere_is_found_named_and_never_served(tmp_path: Path) -> None:
