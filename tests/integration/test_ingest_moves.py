@@ -5,11 +5,12 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+import orjson
 import pytest
 
 from kalshibook_core.kafka.cluster import Cluster, partition_of
 from kalshibook_core.kalshi import messages
-from kalshibook_core.wire.events import BookDelta, Gap, RawFrame
+from kalshibook_core.wire.events import BookDelta, Gap, Lifecycle, RawFrame
 from services.deduplicator import market_log, trade_log
 from services.deduplicator.partition import Partition
 from services.ingest import gatherer
@@ -104,6 +105,12 @@ async def test_a_connection_is_renewed_without_a_gap(cluster: Cluster, tmp_path:
         assert [(("yes", "no")[e.side], e.price, e.delta) for e in deltas] == happened
     lifecycle = Counter(r.connection for r in capture.records if r.kind == "FRAME" and b'"market_lifecycle_v2"' in r.payload)
     assert len(lifecycle) > 1, "the lifecycle channel moved as well"
+    heard = {
+        orjson.dumps(orjson.loads(r.payload)["msg"]) for r in capture.records if b'"type":"market_lifecycle_v2"' in r.payload
+    }
+    told = Counter(orjson.dumps(orjson.loads(e.body)) for e in made if isinstance(e, Lifecycle) and e.event_type != "market")
+    once = {body: 1 for body in heard if b"price_level_structure_updated" not in body}
+    assert once and {body: told[body] for body in once} == once, "told by two connections, or by none"
 
 
 async def test_a_connection_that_overflows_is_relieved_of_half_its_markets(
