@@ -102,6 +102,11 @@ class Past:
 
         return self._books.get((entry.path, number, ticker), decode, _size)
 
+    def present(self) -> None:
+        """Raise OSError if there is no archive, or its storage does not answer."""
+        if self._archive.log() is None:
+            raise FileNotFoundError("there is no archive where KB_ARCHIVE says")
+
     def forget(self, table: Table, place: Place) -> None:
         """List a day anew when it is asked for again: something of it was not where it had been."""
         self._days.forget((table.name, place.partition, place.day))

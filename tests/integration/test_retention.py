@@ -1,26 +1,44 @@
 """What retention drops from the tables the archive answers, the same; and nothing goes that the archive does not have."""
 
+import asyncio
 import random
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+import httpx
 import pytest
 
 from kalshibook_core.archive.past import Past
 from kalshibook_core.archive.reader import Archive
 from kalshibook_core.archive.store import Folder
+from kalshibook_core.kafka import topics
+from kalshibook_core.kafka.cluster import Cluster
+from kalshibook_core.kafka.producer import Producer
 from kalshibook_core.postgres import pool
 from kalshibook_core.postgres.partitions import DAY_US
+from kalshibook_core.wire import codec
 from kalshibook_core.wire.events import BookEvent
 from services.gateway import instants
+from services.gateway.errors import ApiError
 from services.gateway.history import points
 from services.gateway.history.cold import Cold
-from services.gateway.history.fold import State
+from services.gateway.history.fold import CorruptHistory, State
 from services.gateway.history.store import Store
 from services.gateway.history.walk import Walk
-from tests.support import past
+from services.persister.retention.store import BUSY, Changed, Proved
+from services.persister.retention.store import Store as Retention
+from services.persister.retention.verify import Differs
+from services.persister.store import Store as Tables
+from tests.support import gateway, past
+from tests.support.parts import Session
+from tests.support.service import Service, until
 
 pytestmark = pytest.mark.stack
+
+Change: TypeAlias = Callable[[past.Events], past.Events]
 
 
 def told(state: State | None) -> Any:
@@ -68,24 +86,221 @@ async def answers(store: Store, markets: list[list[BookEvent]]) -> list[Any]:
     return found
 
 
+async def test_a_day_leaves_the_database_and_every_answer_stays(
+    cluster: Cluster, database: str, redis_url: str, tmp_path: Path
+) -> None:
+    """All of it as processes: what came by Kafka is asked of the gateway before and after retention dropped it."""
+    markets = [past.busy("KXA-1", 1, 600, 3), past.quiet("KXB-1", 3, [0, 2])]
+    later = past.quiet("KXC-1", 4, [5])  # by which the hours before are known to be over
+    events = past.topics_of(*markets, later)
+    async with Producer(cluster) as producer:
+        for topic in (topics.BOOK, topics.CHECKPOINTS, topics.TICKERS):
+            for event in events[topic.name]:
+                producer.add(topic, event.market_ticker.encode(), codec.encode(event))
+        await producer.flush()
+    env = {"KB_POSTGRES_DSN": database, "KB_ARCHIVE": str(tmp_path / "archive"), "KB_ARCHIVE_SECONDS": "0.2"}
+    dice = random.Random(2)
+    asked: list[str] = []
+    for market in markets:
+        # Before a market's last day its record is whole, however far the gateway has read Kafka.
+        ticker, until_us = market[0].market_ticker, market[-1].effective_us // DAY_US * DAY_US
+        span = f"from={market[0].effective_us}&to={until_us}"
+        asked += [f"/v1/deltas/{ticker}?{span}&limit=1000", f"/v1/orderbooks/{ticker}?{span}&interval=1h"]
+        some = dice.choices([event for event in market if event.version > 1 and event.effective_us < until_us], k=12)
+        asked += [f"/v1/orderbook/{ticker}?at={event.effective_us + step}" for event in some for step in (-1, 0)]
+        asked += [f"/v1/orderbook/{ticker}?version={event.version}" for event in some[:3]]
+    async with (
+        Service("persister", cluster, tmp_path / "persister.log", **env),
+        Service("persister.archive", cluster, tmp_path / "archive.log", **env),
+        gateway.running(cluster, database, redis_url, tmp_path, KB_ARCHIVE=env["KB_ARCHIVE"]) as served,
+        httpx.AsyncClient(base_url=served.url, headers={"X-API-Key": await gateway.key(database)}, timeout=30) as client,
+    ):
+
+        async def answered() -> list[dict[str, Any]]:
+            found = [await client.get(path) for path in asked]
+            assert {answer.status_code for answer in found} == {200}
+            bodies: list[dict[str, Any]] = [answer.json() for answer in found]
+            for body in bodies:  # how far all is known moves on with what the gateway reads of Kafka
+                for block in ("proof", "quality"):
+                    body.get(block, {}).pop("recorded_through", None)
+            return bodies
+
+        connection = await pool.connect(database)
+        count = "SELECT (SELECT sum(events) FROM book_events) + (SELECT count(*) FROM checkpoints)"
+
+        async def stored() -> bool:
+            return await connection.fetchval(count) == sum(len(events[each.name]) for each in (topics.BOOK, topics.CHECKPOINTS))
+
+        await until(stored)
+        hot = await answered()
+        retention = env | {"KB_HOT_DAYS": "1", "KB_RETENTION_SECONDS": "0.2"}
+        async with Service("persister.retention", cluster, tmp_path / "retention.log", **retention) as process:
+
+            async def gone() -> bool:
+                return (await process.counter("dropped_partitions_total") or 0) == 7
+
+            await until(gone)
+            assert await process.drain() == 0
+        assert await connection.fetchval(count) == len(later)
+        await connection.close()
+        assert await answered() == hot
+
+
+def reader(connections: Any, folder: Path) -> Store:
+    """Return a reader of both."""
+    return Store(connections, Cold(connections, Past(Archive(Folder(folder)))))
+
+
 async def test_what_was_dropped_is_answered_the_same(database: str, tmp_path: Path) -> None:
     markets = [past.busy("KXA-1", 1, 1_500, 5), past.quiet("KXA-2", 2, [0, 3]), past.quiet("KXB-1", 3, [1, 2])]
     events = past.topics_of(*markets)
-    await past.store(database, events)
     await past.archive(tmp_path, events)
     async with await pool.connect_pool(database, size=2) as connections:
+        await past.store(Tables(connections), events)
         hot = await answers(Store(connections), markets)
         dropped = await past.retire(database, tmp_path, (past.DAY0 + 3) * DAY_US)
         assert {name.rpartition("_")[0] for name in dropped} == {"book_events", "tickers"}
         assert len(dropped) == 6
-        store = Store(connections, Cold(connections, Past(Archive(Folder(tmp_path)))))
+        store = reader(connections, tmp_path)
         assert await answers(store, markets) == hot
-        with pytest.raises(Exception, match="archive"):
+        with pytest.raises(ApiError, match="archive"):
             await answers(Store(connections), markets)
         await past.retire(database, tmp_path)
         for table in ("book_events", "tickers", "checkpoints"):
             assert await connections.fetchval(f"SELECT count(*) FROM {table}") == 0
         assert await answers(store, markets) == hot
-        assert await connections.fetchval("SELECT sum(rows) FROM cold_days WHERE table_name = 'book_events'") == sum(
-            map(len, markets)
+        query = "SELECT sum(rows) FROM cold_days WHERE table_name = 'book_events'"
+        assert await connections.fetchval(query) == sum(map(len, markets))
+
+
+async def test_what_comes_late_for_a_dropped_day_is_answered_and_dropped_too(session: Session, tmp_path: Path) -> None:
+    markets = [past.busy("KXA-1", 1, 900, 4), past.busy("KXA-2", 2, 300, 4)]
+    whole, plain = await session.fresh_database(), await session.fresh_database()
+    async with await pool.connect_pool(plain, size=2) as others, await pool.connect_pool(whole, size=2) as connections:
+        await past.store(Tables(others), past.topics_of(*markets))
+        hot = await answers(Store(others), markets)
+        tables, store = Tables(connections), reader(connections, tmp_path)
+        for part in ([events[:480] for events in markets], [events[480:520] for events in markets], [e[520:] for e in markets]):
+            late = past.topics_of(*part, whole=markets)
+            await past.store(tables, late)  # by a process that knows of no drop: into the default partition
+            await past.archive(tmp_path, late)
+            await past.retire(whole, tmp_path, (past.DAY0 + 4) * DAY_US)
+        assert await answers(store, markets) == hot
+        rows = await connections.fetch(
+            "SELECT start_us, count(*) FROM cold_days WHERE table_name = 'book_events' GROUP BY start_us"
         )
+        assert max(row[1] for row in rows) > 1
+        assert await connections.fetchval("SELECT count(*) FROM book_events_default") == 0
+        await past.retire(whole, tmp_path)
+        assert await answers(store, markets) == hot
+    await session.drop_database(whole)
+    await session.drop_database(plain)
+
+
+def altered(topic: str, number: int, **change: Any) -> Change:
+    """Return what falsifies one record on its way into the archive."""
+
+    def change_it(events: past.Events) -> past.Events:
+        made = list(events[topic])
+        made[number] = made[number]._replace(**change)
+        return events | {topic: made}
+
+    return change_it
+
+
+def without(topic: str, number: int) -> Change:
+    """Return what keeps a record from the archive."""
+    return lambda events: events | {topic: events[topic][:number] + events[topic][number + 1 :]}
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (altered(topics.BOOK.name, 77, recv_us=1), "KXA-1: version 78: the table has .* the archive"),
+        (without(topics.BOOK.name, 99), "KXA-1: version 100"),
+        (altered(topics.TICKERS.name, 3, volume=9), "KXA-1: .* is not in the archive"),
+        (without(topics.TICKERS.name, 3), "KXA-1: .* is not in the archive"),
+        (altered(topics.CHECKPOINTS.name, 1, version=121), "KXA-1: .* is not in the archive"),
+        (lambda events: events | {topics.BOOK.name: []}, "KXA-1: nothing of 2025-11-08 is in the archive"),
+    ],
+)
+async def test_what_the_archive_has_otherwise_is_not_dropped(database: str, tmp_path: Path, change: Change, named: str) -> None:
+    events = past.topics_of(past.busy("KXA-1", 1, 200, 1))
+    await past.archive(tmp_path, change(events))
+    async with await pool.connect_pool(database, size=2) as connections:
+        await past.store(Tables(connections), events)
+        with pytest.raises(Differs, match=named):
+            await past.retire(database, tmp_path)
+        assert await connections.fetchval("SELECT count(*) FROM cold_spans WHERE market_id IS NULL") == 0
+
+
+async def test_what_the_table_lacks_or_gets_meanwhile_is_not_dropped(database: str, tmp_path: Path) -> None:
+    market = past.busy("KXA-1", 1, 200, 1)
+    await past.archive(tmp_path, past.topics_of(market))
+    async with await pool.connect_pool(database, size=2) as connections:
+        tables = Tables(connections)
+        await past.store(tables, past.topics_of(market[:190], whole=[market]))
+        with pytest.raises(Differs, match="KXA-1: the archive has 10 rows that the table does not have"):
+            await past.retire(database, tmp_path)
+        await past.store(tables, {topics.BOOK.name: market[190:198]})
+        async with connections.acquire() as connection:
+            partition = next(each for each in await Retention(connection).over(past.NOW_US) if each.table == "book_events")
+            proved = Proved(partition, await connection.fetchval(f"SELECT count(*) FROM {partition.name}"), 0, [])
+            await past.store(tables, {topics.BOOK.name: market[198:]})
+            with pytest.raises(Changed):
+                await Retention(connection).drop(proved, "", 0)
+            async with connections.acquire() as other, other.transaction():
+                await other.execute("SELECT 1 FROM book_events LIMIT 1")  # a reader that stays for long
+                with pytest.raises(BUSY):
+                    await Retention(connection).drop(proved._replace(rows=proved.rows + 1), "", 0)
+        assert await connections.fetchval("SELECT sum(events) FROM book_events") == 200
+        assert await connections.fetchval("SELECT count(*) FROM cold_days") == 0
+
+
+async def test_killed_at_every_statement_each_row_is_there_or_noted(database: str, tmp_path: Path) -> None:
+    markets = [past.busy("KXA-1", 1, 300, 1), past.quiet("KXA-2", 2, [0])]
+    events = past.topics_of(*markets) | {topics.TICKERS.name: []}
+    await past.archive(tmp_path, events)
+    async with await pool.connect_pool(database, size=2) as connections:
+        await past.store(Tables(connections), events)
+        hot = await answers(Store(connections), markets)
+        command = [sys.executable, "-m", "tests.support.dying_retention", database, str(tmp_path)]
+        told = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=120, check=False)
+        assert told.returncode == 0, told.stderr
+        assert int(told.stdout) > 20
+        assert await connections.fetchval("SELECT count(*) FROM book_events") == 0
+        assert await answers(reader(connections, tmp_path), markets) == hot
+
+
+async def test_a_damaged_file_is_never_served(database: str, tmp_path: Path) -> None:
+    markets = [past.busy("KXA-1", 1, 200, 1), past.busy("KXB-1", 2, 200, 1)]
+    events = past.topics_of(*markets)
+    await past.archive(tmp_path, events, at_once=10_000)
+    async with await pool.connect_pool(database, size=2) as connections:
+        await past.store(Tables(connections), events)
+        hot, at_us = await answers(Store(connections), markets), markets[0][150].effective_us
+        dice = random.Random(5)
+        first, second = [await Store(connections).market_id(market[0].market_ticker) for market in markets]
+        assert first is not None and second is not None
+        other = told(await Store(connections).book_at(second, at_us))
+        await past.retire(database, tmp_path)
+        for table in ("book", "checkpoints"):
+            (file,) = (tmp_path / table / "day=2025-11-08" / "series=KXA").glob("*.parquet")
+            (manifest,) = (tmp_path / table / "day=2025-11-08" / "series=KXA").glob("*.json")
+            for path in (file, manifest):
+                whole = path.read_bytes()
+                at = dice.randrange(len(whole))
+                for damaged in (whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :], whole[:at], None):
+                    path.unlink()
+                    if damaged is not None:
+                        path.write_bytes(damaged)
+                    store = reader(connections, tmp_path)
+                    with pytest.raises(CorruptHistory, match="KXA"):
+                        await store.book_at(first, markets[0][150].effective_us)
+                    assert told(await store.book_at(second, at_us)) == other
+                    path.write_bytes(whole)
+        assert await answers(reader(connections, tmp_path), markets) == hot
+        for gone, error in (("commits", CorruptHistory), ("log.json", OSError)):  # the latter: there is no archive at all
+            tmp_path.joinpath(gone).rename(tmp_path / f"{gone}.gone")
+            with pytest.raises(error):
+                await reader(connections, tmp_path).book_at(first, markets[0][150].effective_us)

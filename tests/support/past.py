@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -50,13 +50,14 @@ def quiet(ticker: str, seed: int, days: Iterable[int]) -> list[BookEvent]:
     return made
 
 
-def topics_of(*markets: list[BookEvent]) -> Events:
-    """Return all topics' events of markets: their books, a checkpoint after every so many, and tickers."""
-    made: Events = {
+def topics_of(*markets: list[BookEvent], whole: Sequence[list[BookEvent]] | None = None) -> Events:
+    """Return all topics' events of markets, or of parts of `whole` ones: books, a checkpoint after every so many, tickers."""
+    known = {events[0].market_ticker: events for events in whole or markets}
+    parts = {events[0].market_ticker: range(events[0].version, events[-1].version + 1) for events in markets if events}
+    books = [each for ticker, part in parts.items() for each in checkpoints(known[ticker]) if each.version in part]
+    return {
         topics.BOOK.name: sorted((event for events in markets for event in events), key=lambda e: (e.effective_us, e.version)),
-        topics.CHECKPOINTS.name: sorted(
-            (each for events in markets for each in checkpoints(events)), key=lambda c: c.effective_us
-        ),
+        topics.CHECKPOINTS.name: sorted(books, key=lambda each: each.effective_us),
         topics.TICKERS.name: [
             Ticker(e.market_ticker, e.effective_us, e.recv_us, e.version % 100, None, None, *[None] * 7, raw_offset=n)
             for events in markets
@@ -64,7 +65,6 @@ def topics_of(*markets: list[BookEvent]) -> Events:
             if e.version % 7 == 0
         ],
     }
-    return made
 
 
 def checkpoints(events: list[BookEvent], every: int = EVERY) -> list[Checkpoint]:
@@ -84,21 +84,20 @@ def checkpoints(events: list[BookEvent], every: int = EVERY) -> list[Checkpoint]
     return made
 
 
-async def store(dsn: str, events: Events, at_once: int = 97) -> None:
+async def store(tables: Tables, events: Events, at_once: int = 97) -> None:
     """Write them to the tables as the persister does, some of a topic at a time."""
-    async with await pool.connect_pool(dsn, size=2) as connections:
-        tables = Tables(connections)
-        for topic, made in events.items():
-            for first in range(0, len(made), at_once):
-                batch, source = Batch(), (topic, 0)
-                before = (await tables.positions([source]))[source]
-                some = made[first : first + at_once]
-                batch.add(source, [SimpleNamespace(offset=before + n, value=codec.encode(event)) for n, event in enumerate(some)])
-                await tables.write(batch, {source: before})
+    for topic, made in events.items():
+        for first in range(0, len(made), at_once):
+            batch, source = Batch(), (topic, 0)
+            before = (await tables.positions([source]))[source]
+            some = made[first : first + at_once]
+            batch.add(source, [SimpleNamespace(offset=before + n, value=codec.encode(event)) for n, event in enumerate(some)])
+            await tables.write(batch, {source: before})
 
 
 async def archive(folder: Path, events: Events, at_once: int = 400) -> None:
     """Write them to an archive, in commits of so many records, behind what it has."""
+    commit.claim(Folder(folder), "a test's")
     for topic, made in events.items():
         at = await asyncio.to_thread(Archive(Folder(folder)).next_offset, topic, 0) or 0
         for first in range(0, len(made), at_once):

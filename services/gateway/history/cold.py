@@ -99,7 +99,7 @@ class Cold:
                     found = (await self._raw(partial(Past.books, part=part))).within(reached, from_us, to_us)
                 except Damaged as damaged:
                     if again:
-                        raise _corrupt(span, damaged) from damaged
+                        raise await self._corrupt(span, damaged) from damaged
                     again = True  # the file may have been merged into another since it was listed
                     await self._raw(lambda past: past.forget(BOOKS, span.place))
                     break
@@ -126,16 +126,20 @@ class Cold:
         try:
             return await self._raw(ask)
         except Damaged as damaged:
-            raise _corrupt(span, damaged) from damaged
+            raise await self._corrupt(span, damaged) from damaged
+
+    async def _corrupt(self, span: Span, damaged: Damaged) -> CorruptHistory:
+        await self._raw(Past.present)  # a folder that is not mounted has no files, and they are not damaged
+        log.error("gateway.archive.damaged", market_ticker=span.ticker, path=damaged.path, why=damaged.why)
+        return CorruptHistory(f"{span.ticker}: archived versions {span.first_version} to {span.last_version}: {damaged}")
 
     async def _raw(self, ask: Callable[[Past], Answer]) -> Answer:
         if self._past is None:
             log.error("gateway.archive.unnamed", then="set KB_ARCHIVE to where retention found these days")
-            raise ApiError(503, "storage_unavailable", "This instant lies in the archive, which does not answer at the moment.")
+            raise ApiError(
+                503,
+                "storage_unavailable",
+                "This part of the history lies in the archive, which is not there; try again later.",
+            )
         async with asyncio.timeout(TIMEOUT):
             return await asyncio.get_running_loop().run_in_executor(self._threads, ask, self._past)
-
-
-def _corrupt(span: Span, damaged: Damaged) -> CorruptHistory:
-    log.error("gateway.archive.damaged", market_ticker=span.ticker, path=damaged.path, why=damaged.why)
-    return CorruptHistory(f"{span.ticker}: archived versions {span.first_version} to {span.last_version}: {damaged}")
