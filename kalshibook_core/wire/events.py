@@ -189,10 +189,10 @@ class Trade(NamedTuple):
 
 
 def origin(trade: Trade) -> str:
-    """Return where a trade came from: "stream", "rest", or the name of what was imported ("import-…")."""
+    """Return where a trade came from: "stream", "rest", or the name of what was imported ("import-…", up to a dot)."""
     if trade.connection == BY_REST:
         return "rest"
-    return trade.gatherer if trade.gatherer.startswith(IMPORTED) else "stream"
+    return trade.gatherer.partition(".")[0] if trade.gatherer.startswith(IMPORTED) else "stream"
 
 
 class Ticker(NamedTuple):

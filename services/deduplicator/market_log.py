@@ -56,6 +56,10 @@ def print_of(frame: bytes, start: int, yes_price: bool) -> int:
 _CONTENT: Final = b'"msg":'
 
 
+def _import_of(gatherer: str) -> list[str]:
+    return gatherer.split(".")[:2]
+
+
 class Limits(NamedTuple):
     """How much of a market is remembered."""
 
@@ -152,9 +156,9 @@ class MarketLog:
 
         Else they would be taken for a gatherer that lags, and those whose book it is might have to wait for them.
         """
-        source = self.sources.get(raw[1:3])
-        if source is not None and source.life.generation == raw.generation and source.standing is not BROKEN:
-            return True
+        for source in self.sources.values():  # an archive is imported as all the gatherers that it is of
+            if source.standing is not BROKEN and _import_of(source.life.gatherer.name) == _import_of(raw.gatherer):
+                return True
         return not self.version or (not self.whole and raw.clock_us >= self.effective_us)
 
     def delta(self, raw: RawFrame, offset: int, delta: tuple[int, int, int, int], mark: int = 0) -> list[BookEvent]:

@@ -39,7 +39,14 @@ WHERE m.ticker = ANY($1::text[]) AND m.recorded_us IS NOT NULL"""
 
 
 class Source(Protocol):
-    """What is imported: something that was surveyed."""
+    """What is imported."""
+
+    @property
+    def size(self) -> int:
+        """How many bytes there are to survey."""
+
+    def survey(self, step: Step) -> Survey:
+        """Read everything once; `step` is told of bytes. To be called before the others."""
 
     def records(self, left: dict[str, int]) -> Iterator[RawFrame]:
         """Yield the records of those markets that `left` has, with the number of their frames; it is used up."""

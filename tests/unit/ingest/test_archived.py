@@ -1,0 +1,101 @@
+"""An archive's raw rows, imported, make the events again that they made; where a file is damaged there is a gap."""
+
+import asyncio
+from pathlib import Path
+
+from kalshibook_core.archive.store import Folder
+from kalshibook_core.kafka import topics
+from kalshibook_core.wire import codec
+from kalshibook_core.wire.events import AUDIT, Gap, Lifecycle, RawFrame, origin
+from services.deduplicator.partition import Partition
+from services.ingest.archived import Archived, is_archive
+from services.persister.archive import commit, files
+from services.persister.archive.held import Record
+from tests.unit.deduplicator.source import Source
+
+S = 1_000_000
+MARKETS = ("KXA-1", "KXA-2", "KXB-1")
+
+
+def captured() -> list[RawFrame]:
+    """Two gatherers of three markets: one leaves all, the other leaves one, dies without a word, and comes back."""
+    records: list[RawFrame] = [Source(name).started(0) for name in ("g1", "g2")]
+    later: list[RawFrame] = []
+    for market, ticker in enumerate(MARKETS):
+        one, two = Source("g1", ticker=ticker), Source("g2", ticker=ticker)
+        again = Source("g1", generation=one.generation + 40 * S, ticker=ticker)
+        records += [one.resumed(S), one.snapshot(S, {4000: 100}, {}), two.resumed(S), two.snapshot(S, {4000: 100}, {})]
+        for n in range(1, 20):
+            at = S + n * 100_000 + market
+            change = [each.delta(at, "yes", 4000 + n, 100) for each in (one, two)]
+            records += change + ([each.trade(at, f"{ticker}-{n}") for each in (one, two)] if n % 3 == 0 else [])
+        records += [two.broken(5 * S), two.broken(5 * S, "trade")]
+        if market == 1:
+            records += [one.broken(6 * S), one.broken(6 * S, "trade")]
+        later += [again.resumed(50 * S), again.snapshot(50 * S, {3000: 700}, {100: 5}), again.delta(51 * S, "no", 100, 5)]
+        later += [two.rest(51 * S, status="active")]
+    return [*records, Source("g1").started(45 * S), *later]
+
+
+def told(raws: list[RawFrame]) -> dict[tuple[str, str], list[tuple]]:
+    """The events of each market and topic, without what says by which record; but for the gaps that were left open."""
+    partition, found = Partition(), dict[tuple[str, str], list[tuple]]()
+    for offset, raw in enumerate(raws):
+        for event in partition.receive(raw, offset):
+            others = {"gatherer", "raw_offset"} | ({"recv_us", "connection", "generation"} if isinstance(event, Gap) else set())
+            about = {name: value for name, value in event._asdict().items() if name not in others}
+            topic = "book" if about.get("version") else "lifecycle" if isinstance(event, Lifecycle) else "trades"
+            found.setdefault((event.market_ticker, topic), []).append((type(event).__name__, about))
+    for events in found.values():
+        while events and events[-1][0] == "Gap" and events[-1][1]["end_us"] is None:
+            events.pop()
+    return found
+
+
+def archive(folder: Path, raws: list[RawFrame]) -> None:
+    half = len(raws) // 2
+    for first, part in ((0, raws[:half]), (half, raws[half:])):
+        records = [Record(first + n, raw.market_ticker.encode(), codec.encode(raw)) for n, raw in enumerate(part)]
+        made = files.make(topics.RAW.name, 0, first, first + len(part), "a", records)
+        asyncio.run(commit.write(Folder(folder), made, _once))
+
+
+async def _once(attempt):
+    await attempt()
+
+
+def imported(folder: Path, leave_out: tuple[str, ...] = ()) -> list[RawFrame]:
+    source = Archived(folder, "import-old", 4)
+    survey = source.survey()
+    assert is_archive(folder) and set(survey.markets) == set(MARKETS)
+    records = list(source.records({ticker: 1 for ticker in survey.markets if ticker not in leave_out}))
+    assert all(source.owns(raw) for raw in records) and not any(raw.channel == AUDIT for raw in records)
+    return records
+
+
+def test_what_an_archive_holds_makes_the_same_events_again(tmp_path: Path) -> None:
+    raws = captured()
+    audit = Source("g1", ticker=MARKETS[0]).raw("REST", AUDIT, 7 * S, b"{}", sid=-1)
+    archive(tmp_path, [*raws, audit])
+    again = imported(tmp_path)
+    assert told(again) == told(raws)
+    assert imported(tmp_path) == again
+    trade = next(e for n, raw in enumerate(again) for e in Partition().receive(raw, n) if type(e).__name__ == "Trade")
+    assert origin(trade) == "import-old"
+    assert told(imported(tmp_path, ("KXA-1",))) == {key: events for key, events in told(raws).items() if key[0] != "KXA-1"}
+
+
+def test_a_damaged_file_is_named_and_leaves_a_gap(tmp_path: Path) -> None:
+    archive(tmp_path, captured())
+    [first, *_] = sorted((tmp_path / "raw/channel=orderbook_delta").rglob("series=KXB/*.parquet"))
+    first.write_bytes(first.read_bytes()[:-1] + b"?")
+    source = Archived(tmp_path, "import-old", 4)
+    survey = source.survey()
+    assert len(survey.bad) == 1 and first.name in survey.bad[0]
+    partition = Partition()
+    records = list(source.records(dict.fromkeys(MARKETS, 1)))
+    made = [event for n, raw in enumerate(records) for event in partition.receive(raw, n)]
+    assert {key: events for key, events in told(records).items() if key[0] != "KXB-1"} == {
+        key: events for key, events in told(captured()).items() if key[0] != "KXB-1"
+    }
+    assert [event for event in made if isinstance(event, Gap) and event.market_ticker == "KXB-1"]
