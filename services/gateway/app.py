@@ -31,13 +31,14 @@ sum over levels of `size * weight(side, price)` modulo 2^64, size in 1/100 contr
 no; `weight` is one step of SplitMix64 over `side * 65536 + price`, with its lowest bit set.
 
 **What we do not know** we say: `quality` in every answer with data and in streams, `gap` events in deltas and streams, and
-`/v1/gaps`. With `strict=true` an answer that touches a gap, or is later than what is recorded, is a 409 `incomplete` instead.
+`/v1/gaps`; `/v1/quality`, `/v1/conditions` and `/v1/incidents` sum it up. With `strict=true` an answer that touches a gap, or
+is later than what is recorded, is a 409 `incomplete` instead.
 
 **Credits.** Charged for answers with status 2xx only: a book now {prices.CREDITS["orderbook"][0]}, a book at an instant
 {prices.CREDITS["orderbook_at"][0]}, books at many instants {prices.CREDITS["orderbooks"][0]} and other lists 1 per
 {prices.PER_ROWS} rows begun, streams 1 per {prices.STREAM_MESSAGES:,} messages
-begun; gaps, usage and source are free. The headers `x-credits-charged`, `x-credits-remaining` and `x-request-id` tell of each
-call.
+begun; what tells of our record (gaps, quality, conditions, incidents), usage and source are free. The headers
+`x-credits-charged`, `x-credits-remaining` and `x-request-id` tell of each call.
 
 **Errors** are always `{{"error": {{"code", "message", "details"}}}}`; switch on `code`.
 

@@ -459,3 +459,108 @@ class Usage(Model):
     credits_allowed: int | None = Field(description="Per period; null: not limited.")
     credits_remaining: int | None
     data: list[UsageDay]
+
+
+class AuditCounts(Model):
+    """Our live books against the exchange's own, by REST."""
+
+    matched: int
+    mismatched: int
+
+
+class HourAudits(AuditCounts):
+    """The same of one market."""
+
+    unknown: int = Field(description="Ours was not known all the while, so nothing can be said.")
+
+
+class CaptureLatency(Model):
+    """From what the exchange wrote on an event to our clock at receipt, of deltas and trades."""
+
+    events: int
+    p50_us: int | None = Field(description="Upper bound of the histogram's bucket that the median lies in.")
+    p99_us: int | None
+    max_us: int | None
+
+
+class Coverage(Model):
+    """One hour or day of a market."""
+
+    start: str = Field(examples=[AT])
+    end: str
+    events: int = Field(description="Of the book: snapshots, deltas and gaps.")
+    events_lost: int | None = Field(description="null: the exchange's sequence numbers do not say how many a market lost.")
+    trades: int
+    first_version: int | None
+    last_version: int | None
+    quality: Quality = Field(description="Of the book.")
+    trades_quality: Quality
+    audits: HourAudits
+    latency: CaptureLatency
+    revision: int = Field(description="Grows whenever more is learnt of it; of a day, the sum over its hours; 0: not closed yet.")
+    changed_at: str | None = Field(description="When the last revision was made.")
+
+
+class MarketQuality(Model):
+    """How good the record of a market is."""
+
+    market_ticker: str
+    by: Literal["hour", "day"]
+    quality: Quality = Field(description="Of the book in the whole range.")
+    trades_quality: Quality
+    data: list[Coverage]
+
+
+class Condition(Model):
+    """One UTC day over all markets."""
+
+    day: str = Field(examples=["2025-11-03"])
+    condition: Literal["available", "degraded", "pending", "missing"]
+    changed_at: str | None
+    revision: int
+    events: int
+    trades: int
+    markets: int = Field(description="Of which something was recorded.")
+    markets_with_gap: int
+    uncovered_us: int = Field(description="Over all markets, of the hours in which something was recorded.")
+    audits: AuditCounts
+
+
+class Conditions(Model):
+    """Days, by date."""
+
+    data: list[Condition]
+
+
+class MarketCondition(Model):
+    """One UTC day of one market."""
+
+    day: str
+    condition: Literal["available", "degraded", "pending", "missing"]
+    changed_at: str | None
+    revision: int
+    quality: Quality = Field(description="Of the book.")
+
+
+class MarketConditions(Model):
+    """Days of one market, by date."""
+
+    market_ticker: str
+    data: list[MarketCondition]
+
+
+class Incident(Model):
+    """A span in all of which many markets were in a gap of the same cause."""
+
+    cause: str = Field(examples=["disconnect"])
+    channel: Literal["orderbook_delta", "trade"]
+    start: str
+    end: str | None = Field(description="null while it lasts.")
+    markets: int
+    at_once: int = Field(description="The most at any one instant.")
+
+
+class Incidents(Model):
+    """Incidents, by start."""
+
+    data: list[Incident]

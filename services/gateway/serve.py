@@ -44,6 +44,7 @@ from services.gateway.metering.ledger import Ledger
 from services.gateway.metering.meter import Meter
 from services.gateway.metering.outbox import Outbox
 from services.gateway.parameters import TICKER
+from services.gateway.quality import routes as quality_routes
 from services.gateway.quality.store import Store as Quality
 from services.gateway.settings import Settings
 from services.gateway.usage import routes as usage_routes
@@ -114,6 +115,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
                 families.routes(Markets(pool)),
                 history_routes.routes(histories, latest.book, feed.through, qualities, clock.now_us),
                 history_series.routes(histories, qualities),
+                quality_routes.routes(qualities, clock.now_us),
                 usage_routes.routes(partial(usage_store.by_day, pool), clock.now_us),
                 stream.routes(open_stream),
             ])  # fmt: skip

@@ -5,7 +5,6 @@ import random
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import asyncpg
@@ -20,11 +19,10 @@ from kalshibook_core.postgres.coverage import covered
 from kalshibook_core.wire import codec
 from kalshibook_core.wire.coverage import BOUNDS_US, HOUR_US
 from kalshibook_core.wire.events import TRADES, Audited, BookDelta, BookSnapshot, Event, Gap, Trade
-from services.persister.batch import Batch
-from services.persister.coverage import FENCE, SETTLE_US, Coverage
-from services.persister.store import Store
+from services.persister.coverage import FENCE, SETTLE_US
 from tests.support.canonical import Market
 from tests.support.service import Service, until
+from tests.support.written import Written, audit, trade
 
 pytestmark = pytest.mark.stack
 
@@ -39,14 +37,6 @@ async def connection(database: str) -> AsyncIterator["asyncpg.Connection[Any]"]:
     connection = await asyncpg.connect(database)
     yield connection
     await connection.close()
-
-
-def trade(ticker: str, number: int, exchange_us: int, lag_us: int = 0) -> Trade:
-    return Trade(ticker, f"t{number}", exchange_us, exchange_us + lag_us, 4800, 5200, 100, 0, None, "g1", 0, 1, 1, 1, 0)
-
-
-def audit(ticker: str, to_us: int, outcome: str = "match") -> Audited:
-    return Audited(ticker, outcome, to_us - 7_000_000, to_us, 1, 1, 1, to_us)
 
 
 def instant(event: Any) -> int:
@@ -149,39 +139,12 @@ async def test_killed_at_random_every_hour_is_measured_as_it_was(
     assert repeated == 0
 
 
-class Written:
-    """Events as a persister writes them, and what is measured of them, a step at a time."""
-
-    def __init__(self, connections: Any, connection: Any) -> None:
-        self.store, self.coverage, self.connection = Store(connections), Coverage(connections), connection
-        self.offset, self.source = 0, ("book", 0)
-
-    async def write(self, *events: Event) -> None:
-        batch = Batch()
-        batch.add(self.source, [SimpleNamespace(offset=self.offset + n, value=codec.encode(e)) for n, e in enumerate(events)])
-        await self.store.write(batch, await self.store.positions([self.source]))
-        self.offset += len(events)
-
-    async def measure(self, book_us: int) -> None:
-        await self.coverage.close(book_us, NOW)
-        while await self.coverage.measure(NOW) or await self.coverage.condition(NOW):
-            pass
-
-    async def revisions(self, hour_us: int) -> list[tuple[int, int, int]]:
-        query = "SELECT revision, events, trades FROM coverage WHERE hour_us = $1 ORDER BY revision"
-        return [tuple(row) for row in await self.connection.fetch(query, hour_us)]
-
-    async def conditions(self) -> list[tuple[int, int, str]]:
-        query = "SELECT (day_us - $1) / $2, revision, condition FROM conditions ORDER BY day_us, revision"
-        return [tuple(row) for row in await self.connection.fetch(query, AT, DAY)]
-
-
 async def test_what_comes_late_makes_a_further_revision_and_what_was_said_stays(
     database: str, connection: "asyncpg.Connection[Any]"
 ) -> None:
     market = Market("KXLATE", AT)
     async with await pool.connect_pool(database, size=3) as connections:
-        written = Written(connections, connection)
+        written = Written(connections, connection, NOW)
         await written.write(*(market.event(roll, 1_000_000) for roll in (1, 2, 3)))
         await written.measure(AT + HOUR_US + SETTLE_US - 1)
         assert await written.revisions(AT) == []  # more of the hour may come
@@ -208,7 +171,7 @@ async def test_what_comes_late_makes_a_further_revision_and_what_was_said_stays(
 async def test_whoever_writes_in_an_open_hour_is_waited_for(database: str, connection: "asyncpg.Connection[Any]") -> None:
     market = Market("KXFENCE", AT)
     async with await pool.connect_pool(database, size=3) as connections:
-        written = Written(connections, connection)
+        written = Written(connections, connection, NOW)
         await written.write(market.event(1, 1))
         writing = connection.transaction()
         await writing.start()  # another persister, which believes the hour open
@@ -230,7 +193,7 @@ async def test_whoever_writes_in_an_open_hour_is_waited_for(database: str, conne
 async def test_a_day_is_available_degraded_or_missing(database: str, connection: "asyncpg.Connection[Any]") -> None:
     market = Market("KXDAY", AT)
     async with await pool.connect_pool(database, size=3) as connections:
-        written = Written(connections, connection)
+        written = Written(connections, connection, NOW)
         await written.write(market.event(1, 1))  # day 0
         await written.write(market.event(2, DAY))
         gap = market.event(39, DAY)  # on day 2, and until day 4 nobody records
@@ -239,19 +202,19 @@ async def test_a_day_is_available_degraded_or_missing(database: str, connection:
         await written.write(market.event(1, 2 * DAY))
         await written.measure(AT + 5 * DAY + SETTLE_US - 1)
         days = [(0, 1, "available"), (1, 1, "available"), (2, 1, "degraded"), (3, 1, "missing")]
-        assert await written.conditions() == days  # the last hour of day 4 is not closed
+        assert await written.conditions(AT) == days  # the last hour of day 4 is not closed
         await written.measure(AT + 5 * DAY + SETTLE_US)
-        assert await written.conditions() == [*days, (4, 1, "degraded")]
+        assert await written.conditions(AT) == [*days, (4, 1, "degraded")]
         await written.write(audit("KXDAY", AT + 5, "mismatch"), trade("KXDAY", 1, AT + 3 * DAY))
         await written.measure(AT + 5 * DAY + SETTLE_US)
         corrected = [(0, 2, "degraded"), (3, 2, "degraded")]
-        assert await written.conditions() == sorted([*days, (4, 1, "degraded"), *corrected])
+        assert await written.conditions(AT) == sorted([*days, (4, 1, "degraded"), *corrected])
 
 
 async def test_a_gap_told_late_is_measured_in_every_hour_it_touches(database: str, connection: "asyncpg.Connection[Any]") -> None:
     market = Market("KXGAP", AT)
     async with await pool.connect_pool(database, size=3) as connections:
-        written = Written(connections, connection)
+        written = Written(connections, connection, NOW)
         begun, later = market.event(1, 1), market.event(2, 5 * HOUR_US)
         await written.write(begun, later, trade("KXGAP", 1, AT + HOUR_US), trade("KXGAP", 2, AT + 2 * HOUR_US))
         await written.measure(AT + 5 * HOUR_US)

@@ -8,13 +8,17 @@ import httpx
 import pytest
 
 from kalshibook_core.kafka.cluster import Cluster
+from kalshibook_core.postgres import pool
 from kalshibook_core.postgres.pool import connect
+from kalshibook_core.wire.events import BookDelta
 from services.gateway import forms, instants, models
+from services.persister.coverage import SETTLE_US
 from tests.support import gateway
 from tests.support.canonical import Market
+from tests.support.written import Written, audit, trade
 
 MIDNIGHT = 1_762_128_000_000_000  # 2025-11-03T00:00:00Z
-SECOND = 1_000_000
+SECOND, HOUR, DAY = 1_000_000, 3_600_000_000, 86_400_000_000
 
 
 @pytest.fixture
@@ -86,3 +90,74 @@ async def test_every_answer_says_what_is_missing_and_strict_refuses_it_free_of_c
         return bool(await connection.fetchval("SELECT count(*) FROM usage_ledger") == answered)
 
     await gateway.eventually(metered)
+
+
+async def test_hours_days_conditions_and_incidents(served: tuple[httpx.AsyncClient, Any], database: str) -> None:
+    client, connection = served
+    calm, hurt = Market("KXCALM", MIDNIGHT), [Market(f"KXHURT{n}", MIDNIGHT) for n in range(3)]
+    async with await pool.connect_pool(database, size=3) as connections:
+        written = Written(connections, connection, MIDNIGHT + 1_000 * DAY)
+        deltas = [calm.event(2 + n % 8, 600 * SECOND) for n in range(12)]
+        delta = deltas[-1]
+        assert isinstance(delta, BookDelta)
+        deltas[-1] = delta._replace(recv_us=delta.effective_us + 70_000)
+        await written.write(*deltas, trade("KXCALM", 1, MIDNIGHT + 3_000 * SECOND, 1_500_000), audit("KXCALM", MIDNIGHT + HOUR))
+        await written.write(*(market.event(1, SECOND) for market in hurt))
+        gaps = [market.event(39, SECOND * (1 + n)) for n, market in enumerate(hurt)]
+        ended = [market.event(1, 4 * SECOND) for market in hurt]
+        later = [market.event(2, DAY) for market in (calm, *hurt)]
+        await written.write(*gaps, *ended, *later)
+        await written.measure(MIDNIGHT + DAY + 2 * HOUR + SETTLE_US)
+
+        async def told(path: str, model: type[models.Model], **params: Any) -> Any:
+            answer = await client.get(f"/v1/{path}", params=params)
+            assert answer.status_code == 200, answer.text
+            model.model_validate(answer.json())
+            assert "x-credits-charged" not in answer.headers
+            return answer.json()
+
+        days = {"from": MIDNIGHT, "to": MIDNIGHT + 4 * HOUR}
+        by_hour = await told("quality/KXCALM", models.MarketQuality, **days)
+        first, second, third, _ = by_hour["data"]
+        assert [(row["events"], row["trades"], row["revision"]) for row in by_hour["data"]] == [
+            *((5, 1, 1), (6, 0, 1), (1, 0, 1), (0, 0, 0))
+        ]
+        assert (first["first_version"], second["first_version"], third["last_version"]) == (1, 6, 12)
+        assert first["latency"] == {"events": 5, "p50_us": 1_000, "p99_us": 1_500_000, "max_us": 1_500_000}
+        assert third["latency"] == {"events": 1, "p50_us": 70_000, "p99_us": 70_000, "max_us": 70_000}
+        assert second["audits"] == {"matched": 1, "mismatched": 0, "unknown": 0}
+        early = 600 * SECOND  # when the market opened is not known, so it may have been open before its first book
+        assert (first["quality"]["uncovered_us"], by_hour["quality"]["uncovered_us"]) == (early, early)
+        assert first["quality"]["completeness_ppm"] == 1_000_000 * (HOUR - early) // HOUR
+        (day,) = (await told("quality/KXCALM", models.MarketQuality, by="day", **days))["data"]
+        assert (day["events"], day["revision"], day["latency"]["events"]) == (12, 3, 12)
+        assert (await told("quality/KXHURT1", models.MarketQuality, **days))["data"][0]["quality"]["gaps"][1] == forms.gap(
+            gaps[1].effective_us, ended[1].effective_us, "disconnect"
+        )
+        # What came after is measured when it is asked for, until it is measured for good.
+        await written.write(trade("KXCALM", 2, MIDNIGHT + 5 * SECOND))
+        first = (await told("quality/KXCALM", models.MarketQuality, **days))["data"][0]
+        assert (first["trades"], first["revision"], first["events"]) == (2, 1, 5)
+        await written.measure(MIDNIGHT + DAY + 2 * HOUR + SETTLE_US)
+        first = (await told("quality/KXCALM", models.MarketQuality, **days))["data"][0]
+        assert (first["trades"], first["revision"]) == (2, 2)
+
+        two = {"from": MIDNIGHT - DAY, "to": MIDNIGHT + 2 * DAY}
+        conditions = (await told("conditions", models.Conditions, **two))["data"]
+        assert [(row["day"], row["condition"]) for row in conditions] == [
+            *(("2025-11-02", "missing"), ("2025-11-03", "degraded"), ("2025-11-04", "pending"))
+        ]
+        assert (conditions[1]["markets"], conditions[1]["markets_with_gap"], conditions[1]["revision"]) == (4, 3, 2)
+        of_one = (await told("conditions/KXHURT0", models.MarketConditions, **two))["data"]
+        assert [(row["day"], row["condition"]) for row in of_one] == [("2025-11-03", "degraded"), ("2025-11-04", "pending")]
+        incident = {
+            "cause": "disconnect", "channel": "orderbook_delta", "start": instants.text(gaps[1].effective_us),
+            "end": instants.text(ended[1].effective_us), "markets": 3, "at_once": 3,
+        }  # fmt: skip
+        found = await told("incidents", models.Incidents, min_markets=2, **two)
+        assert found["data"] == [incident]
+        assert (await told("incidents", models.Incidents, **two))["data"] == []
+        for path, wrong in (("incidents", "32"), ("quality/KXCALM", "32"), ("conditions", "400")):
+            answer = await client.get(f"/v1/{path}", params={"from": MIDNIGHT, "to": MIDNIGHT + int(wrong) * DAY})
+            assert (answer.status_code, answer.json()["error"]["code"]) == (422, "invalid_parameter")
+        assert (await client.get("/v1/quality/KXNONE")).status_code == 404

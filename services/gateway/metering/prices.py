@@ -29,6 +29,10 @@ CREDITS: Final[dict[str, tuple[int, bool]]] = {
     "lifecycle": (1, True),
     "stream": (1, False),
     "gaps": (0, False),
+    "quality": (0, False),
+    "conditions": (0, False),
+    "market_conditions": (0, False),
+    "incidents": (0, False),
     "usage": (0, False),
     "source": (0, False),
 }

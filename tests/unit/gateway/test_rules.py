@@ -79,6 +79,7 @@ def test_every_route_has_a_price_and_an_unknown_plan_gets_nothing() -> None:
     from services.gateway.live import stream
     from services.gateway.markets import families
     from services.gateway.markets import routes as markets
+    from services.gateway.quality import routes as quality
     from services.gateway.usage import routes as usage
 
     nothing = None
@@ -87,6 +88,7 @@ def test_every_route_has_a_price_and_an_unknown_plan_gets_nothing() -> None:
         series.routes(nothing, nothing),  # type: ignore[arg-type]
         markets.routes(nothing),  # type: ignore[arg-type]
         families.routes(nothing),  # type: ignore[arg-type]
+        quality.routes(nothing, nothing),  # type: ignore[arg-type]
         usage.routes(nothing, nothing),  # type: ignore[arg-type]
         stream.routes(nothing),  # type: ignore[arg-type]
     ]
