@@ -12,6 +12,11 @@ A file's manifest:
                                       whole book, else with the book after version first - 1
         gaps                          what is not known, {start_us, end_us, cause}; end_us null: not ended in this file
                                       (of trades too)
+        quality                       of book and trades, by what this file tells, from first_us to last_us: {state, from_us,
+                                      to_us, covered_us, uncovered_us, recordable_us, completeness_ppm}, as
+                                      `kalshibook_core.wire.quality` defines them
+    quality                           the worst state of its markets, and the sums {covered_us, uncovered_us, recordable_us,
+                                      completeness_ppm}; files of an earlier release have neither
 
 A commit's: topic, partition, first, next, rows, and `files`: path, table, channel, day, series, rows, bytes, sha256, and
 manifest_sha256 of each. It is sealed with a digest of its own, so each byte of an archive is vouched for by a commit.
@@ -30,9 +35,13 @@ from kalshibook_core.archive.layout import Commit, Repack, day_name
 from kalshibook_core.archive.tables import Row, Table
 from kalshibook_core.orderbook.checksum import to_hex
 from kalshibook_core.wire.events import BY_REST, BookDelta, BookSnapshot, Gap
+from kalshibook_core.wire.quality import PPM, Record, Span, State, of_span
 
 Json = dict[str, Any]
 _BOOK_EVENTS: Final = (BookDelta, BookSnapshot, Gap)
+_JUDGED: Final = ("book", "trades")
+_QUALITY: Final = ("state", "from_us", "to_us", "covered_us", "uncovered_us", "recordable_us", "completeness_ppm")
+_SUMMED: Final = ("covered_us", "uncovered_us", "recordable_us")
 
 
 class Entry(NamedTuple):
@@ -74,6 +83,7 @@ def describe(
     markets: dict[str, Json] = {}
     for _, event in rows:
         _tell(markets, table, event)
+    known = {"quality": _judge(markets)} if table.name in _JUDGED else {}
     return {
         "format": table.format,
         "path": path,
@@ -91,8 +101,24 @@ def describe(
             "first_us": min(each["first_us"] for each in markets.values()),
             "last_us": max(each["last_us"] for each in markets.values()),
         },
+        **known,
         "markets": markets,
     }
+
+
+def _judge(markets: dict[str, Json]) -> Json:
+    """Add to each market its quality; return that of all of them."""
+    found = []
+    for told in markets.values():
+        first_us, last_us = told["first_us"], told["last_us"]
+        gaps = sorted((Span(**gap) for gap in told.get("gaps", ())), key=lambda gap: gap.start_us)
+        quality = of_span(Record(gaps, last_us, first_us, first_us), first_us, last_us + 1)
+        found.append(quality)
+        told["quality"] = {name: getattr(quality, name) for name in _QUALITY}
+    sums = {name: sum(getattr(quality, name) for quality in found) for name in _SUMMED}
+    ppm = PPM * sums["covered_us"] // sums["recordable_us"] if sums["recordable_us"] else None
+    worst = max((quality.state for quality in found), key=list(State).index)
+    return {"state": worst, **sums, "completeness_ppm": ppm}
 
 
 def _tell(markets: dict[str, Json], table: Table, event: Any) -> None:

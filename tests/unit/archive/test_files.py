@@ -69,6 +69,20 @@ def test_a_manifest_says_what_is_in_its_file(tmp_path: Path) -> None:
             assert {g["start_us"]: g["end_us"] for g in of.get("gaps", []) if g["end_us"] is not None} == ended
             assert opened <= {(g["start_us"], g["cause"]) for g in of.get("gaps", [])}
             gaps += len(of.get("gaps", []))
+            lost = 0
+            for each, following in zip(these, [*these[1:], None], strict=True):
+                if isinstance(each, Gap):
+                    until = of["last_us"] + 1 if following is None else following.effective_us
+                    lost += max(until, each.start_us + 1) - max(each.start_us, of["first_us"])
+            quality = of["quality"]
+            assert (quality["from_us"], quality["to_us"]) == (of["first_us"], of["last_us"] + 1)
+            length = quality["to_us"] - quality["from_us"]
+            assert (quality["uncovered_us"], quality["covered_us"], quality["recordable_us"]) == (lost, length - lost, length)
+            assert quality["completeness_ppm"] == 1_000_000 * (length - lost) // length
+            assert quality["state"] == ("gap" if lost else "complete")
+        of_all = [of["quality"] for of in told["markets"].values()]
+        assert told["quality"]["uncovered_us"] == sum(each["uncovered_us"] for each in of_all)
+        assert told["quality"]["state"] == max(each["state"] for each in of_all)  # gap > complete
     assert gaps > 10
 
 
