@@ -10,7 +10,9 @@ import pytest
 
 from kalshibook_core.kafka.cluster import Cluster, partition_of
 from kalshibook_core.kalshi import messages
+from kalshibook_core.kalshi.channels import LIFECYCLE
 from kalshibook_core.wire.events import BookDelta, Gap, Lifecycle, RawFrame
+from kalshibook_tools.simulator.market import Notice, lifecycle_frame
 from services.deduplicator import market_log, trade_log
 from services.deduplicator.partition import Partition
 from services.ingest import gatherer
@@ -52,13 +54,21 @@ async def test_a_connection_is_renewed_without_a_gap(cluster: Cluster, tmp_path:
     async with capturing(cluster, tmp_path, lambda settings: replace(settings, renew_seconds=1.0)) as capture:
         await capture.begun()
         markets = set(capture.tickers)
-        await capture.until(
-            lambda: all(
-                len({life(r) for r in capture.of("BREAK", TRADE) if r.market_ticker == ticker and r.detail == "moved"}) >= 2
-                for ticker in markets
-            ),
-            "two renewals",
-        )
+        changes = list[str]()
+
+        def renewed(times: int) -> bool:
+            moved = [r for r in capture.of("BREAK", TRADE) if r.detail == "moved"]
+            return all(len({life(r) for r in moved if r.market_ticker == ticker}) >= times for ticker in markets)
+
+        def once() -> bool:
+            for ticker in sorted(markets)[:2]:  # definitions change while two connections tell of them
+                changes.append(f"{ticker} {len(changes)}")
+                frame = lifecycle_frame(ticker, "metadata_updated", title=changes[-1])
+                capture.exchange.exchange.publish(Notice(ticker, frame, {}))
+            return renewed(1)
+
+        await capture.until(once, "a renewal")
+        await capture.until(lambda: renewed(2), "two renewals")
         capture.exchange.pause()
         truths = {ticker: capture.exchange.truth(ticker) for ticker in markets}
 
@@ -67,6 +77,9 @@ async def test_a_connection_is_renewed_without_a_gap(cluster: Cluster, tmp_path:
             trades = {event["trade_id"] for event in truths[ticker] if event["sent"] and event["type"] == "trade"}
             mine = (r for r in reversed(capture.of("FRAME")) if r.market_ticker == ticker and b"price_dollars" in r.payload)
             seen_us = messages.envelope(next(mine).payload).exchange_us
+            titles = {frame["msg"].get("title") for frame in capture.frames(ticker, LIFECYCLE)}
+            if not titles >= {each for each in changes if each.startswith(ticker)}:
+                return False
             return seen_us >= last_us and {frame["msg"]["trade_id"] for frame in capture.frames(ticker, TRADE)} >= trades
 
         await capture.until(lambda: all(map(received, markets)), "everything sent")  # else the drain leaves some in the socket
@@ -103,14 +116,13 @@ async def test_a_connection_is_renewed_without_a_gap(cluster: Cluster, tmp_path:
         happened = [(e["side"], e["price"], e["delta"]) for e in truth if e["sent"] and e["type"] == "delta"]
         deltas = [e for e in made if isinstance(e, BookDelta) and e.market_ticker == ticker]
         assert [(("yes", "no")[e.side], e.price, e.delta) for e in deltas] == happened
-    lifecycle = Counter(r.connection for r in capture.records if r.kind == "FRAME" and b'"market_lifecycle_v2"' in r.payload)
-    assert len(lifecycle) > 1, "the lifecycle channel moved as well"
-    heard = {
-        orjson.dumps(orjson.loads(r.payload)["msg"]) for r in capture.records if b'"type":"market_lifecycle_v2"' in r.payload
-    }
-    told = Counter(orjson.dumps(orjson.loads(e.body)) for e in made if isinstance(e, Lifecycle) and e.event_type != "market")
-    once = {body: 1 for body in heard if b"price_level_structure_updated" not in body}
-    assert once and {body: told[body] for body in once} == once, "told by two connections, or by none"
+    assert len({r.connection for r in capture.of("FRAME", LIFECYCLE)}) > 1, "the lifecycle channel moved as well"
+    came = Counter(frame["msg"].get("title") for ticker in markets for frame in capture.frames(ticker, LIFECYCLE))
+    assert max(came.values()) == 2, "no definition changed while there were two connections"
+    told = [orjson.loads(e.body)["title"] for e in made if isinstance(e, Lifecycle) and e.event_type == "metadata_updated"]
+    assert sorted(told) == sorted(changes), "told by two connections, or by none"
+    for ticker in markets:
+        assert [each for each in told if each.startswith(ticker)] == [each for each in changes if each.startswith(ticker)]
 
 
 async def test_a_connection_that_overflows_is_relieved_of_half_its_markets(
