@@ -176,6 +176,21 @@ def plain_delta(frame: bytes) -> tuple[int, int, str, int, int, int, int] | None
         return None
 
 
+def plain_change(frame: bytes, ticker: bytes) -> tuple[int, int, int, int] | None:
+    """Return (side, price, delta, exchange_us) of what `plain_delta` reads, if it is of this market, else None."""
+    found = _PLAIN_DELTA(frame)
+    if found is None:
+        return None
+    market, price, change, side, second, fraction = found.group(3, 4, 5, 6, 7, 8)
+    if market != ticker:
+        return None
+    try:
+        exchange_us = _plain_second_us(second) + int(fraction.ljust(6, b"0"))
+        return _PLAIN_SIDES[side], _plain_price(price), int(change.replace(b".", b"")), exchange_us
+    except ValueError:
+        return None
+
+
 def parse_book(message: Envelope, yes_price: bool) -> Snapshot | Delta:
     """Read an orderbook_snapshot or orderbook_delta; raise UnparsableFrame.
 

@@ -8,7 +8,7 @@ length. Anything else goes to `codec.decode`, and what is read here is what that
 from typing import Final, NamedTuple
 
 from kalshibook_core.wire import codec
-from kalshibook_core.wire.events import RawFrame
+from kalshibook_core.wire.events import BOOK, RawFrame, RawKind
 from kalshibook_core.wire.varint import long, text
 
 KNOWN: Final = 1 << 14
@@ -16,28 +16,28 @@ KNOWN: Final = 1 << 14
 
 _HEADER: Final = codec.encode(RawFrame("", "", 0, 0, "", 0, 0, False, "", 0, 0, "", b""))[:5]
 
-# Two varints of eight bytes (seven that go on, one that does not) of positive numbers, then an empty string: which bits, and how.
-_FORM: Final = int.from_bytes(b"\x81\x80\x80\x80\x80\x80\x80\x80" * 2 + b"\xff", "little")
-_TIMES: Final = int.from_bytes(b"\x80\x80\x80\x80\x80\x80\x80\x00" * 2, "little")
+# Two varints of eight bytes (seven that go on, one that does not) of positive numbers, an empty string, a varint of two bytes:
+# which bits, and how.
+_FORM: Final = int.from_bytes(b"\x81\x80\x80\x80\x80\x80\x80\x80" * 2 + b"\xff\x81\x80", "little")
+_TIMES: Final = int.from_bytes(b"\x80\x80\x80\x80\x80\x80\x80\x00" * 2 + b"\0\x80\0", "little")
 _LOW_7: Final = int.from_bytes(b"\x7f\x00" * 8, "little")
 _LOW_14: Final = int.from_bytes(b"\xff\x3f\x00\x00" * 4, "little")
 _LOW_28: Final = int.from_bytes(b"\xff\xff\xff\x0f\x00\x00\x00\x00" * 2, "little")
 _HIGH_7, _HIGH_14, _HIGH_28 = _LOW_7 << 7, _LOW_14 << 14, _LOW_28 << 28
 _LOW_64: Final = (1 << 64) - 1
 
-
-_make: Final = RawFrame._make
+_new: Final = tuple.__new__  # `RawFrame._make` without counting the fields
 
 
 class Front(NamedTuple):
-    """The first fields of a RawFrame."""
+    """The first fields of a RawFrame, and what is asked of them for every one."""
 
-    kind: str
-    gatherer: str
-    connection: int
+    fields: tuple[str, str, int, int, str, int]
+    where: tuple[str, int]  # gatherer and connection
     generation: int
-    channel: str
     sid: int
+    of_book: bool  # a frame of the book's channel
+    counted: tuple[str, str]  # gatherer and kind
 
 
 Peek = tuple[Front, int, bool, bytes, int, int]
@@ -76,11 +76,11 @@ class RawReader:
                             return None
             yes_price, size = value[at + 1], value[at + 2]
             times = at + 3 + (size >> 1)
-            low, high = value[times + 17], value[times + 18]
+            form = int.from_bytes(value[times : times + 19], "little")
+            length = form >> 136
             if (
-                seq & 1 or yes_price > 1 or size > 0x7F or size & 1 or low < 0x80 or high > 0x7F
-                or times + 19 + ((low & 0x7F | high << 7) >> 1) != len(value) or low & 1
-                or int.from_bytes(value[times : times + 17], "little") & _FORM != _TIMES
+                form & _FORM != _TIMES or times + 19 + ((length & 0x7F | length >> 1 & 0x3F80) >> 1) != len(value)
+                or seq & 1 or yes_price > 1 or size > 0x7F or size & 1
             ):  # fmt: skip
                 return None
         except IndexError:
@@ -102,20 +102,20 @@ class RawReader:
         both = (both & _LOW_14) | (both >> 2 & _HIGH_14)
         both = (both & _LOW_28) | (both >> 4 & _HIGH_28)
         recv_us, clock_us = (both & _LOW_64) >> 1, both >> 65
-        return _make((*front, seq, yes_price, market_ticker, recv_us, clock_us, "", value[payload:]))
+        return _new(RawFrame, (*front[0], seq, yes_price, market_ticker, recv_us, clock_us, "", value[payload:]))
 
     def _learn(self, value: bytes) -> RawFrame:
         raw = codec.decode(value)
         if type(raw) is not RawFrame:
             raise codec.UnknownSchema(f"a {type(raw).__name__}, not a RawFrame")
-        front = Front._make(raw[:6])
-        kind, gatherer, connection, generation, channel, sid = front
+        kind, gatherer, connection, generation, channel, sid = raw[:6]
         known = _HEADER + text(kind) + text(gatherer) + long(connection) + long(generation) + text(channel) + long(sid)
         if value.startswith(known):
             if len(self._fronts) >= KNOWN:
                 self._fronts.clear()
                 self._lengths.clear()
-            self._fronts[known] = front
+            of_book = kind == RawKind.FRAME and channel == BOOK
+            self._fronts[known] = Front(raw[:6], (gatherer, connection), generation, sid, of_book, (gatherer, kind))
             if len(known) not in self._lengths:
                 self._lengths.append(len(known))
         return raw

@@ -75,7 +75,8 @@ class MarketLog:
 
     __slots__ = (
         "_begun_us", "_cause", "_leader", "_lives", "_offset", "_raw", "_tell", "_trim_at", "_vouched_us", "book", "effective_us",
-        "ended", "gap_cause", "gap_start_us", "limits", "made", "past", "sources", "tally", "ticker", "version", "window",
+        "ended", "gap_cause", "gap_start_us", "limits", "made", "past", "quiet", "sources", "tally", "ticker", "version",
+        "window",
     )  # fmt: skip
 
     def __init__(
@@ -103,6 +104,7 @@ class MarketLog:
         self.past: list[Source] = []  # that ended ahead of the log, which may still come to what they heard
         self.window = Window()
         self.made: list[BookEvent] = []
+        self.quiet = False  # the last record was a delta, the log's next event, and nobody waits
         self._leader = ("", 0)  # the gatherer and connection that the last event came from
         self._cause = str(Cause.DISCONNECT)  # why the last one left that stood in the log
         self._begun_us = 0  # effective time of the snapshot the window began with
@@ -129,26 +131,28 @@ class MarketLog:
 
     # What the raw topic says. Each returns the events it makes.
 
-    def confirms(self, life: Sequence[Any], seq: int, yes_price: bool, frame: bytes, start: int) -> bool:
+    def confirms(
+        self, where: tuple[str, int], generation: int, sid: int, seq: int, yes_price: bool, frame: bytes, start: int
+    ) -> bool:
         """Return whether a book frame is what its source had to deliver next; if so, that is all.
 
-        `life` are kind, gatherer, connection, generation, channel and sid; the frame begins at `start`.
+        `where` are gatherer and connection; the frame begins at `start`.
         """
-        _, gatherer, connection, generation, _, sid = life
-        source = self.sources.get((gatherer, connection))
+        source = self.sources.get(where)
         if source is None or source.standing is not ALIGNED:
             return False
-        window, at, known = self.window, source.at + 1, source.life
-        if at > window.head or source.sid != sid or seq <= source.seq or known.generation != generation:
+        window, at, life = self.window, source.at + 1, source.life
+        if at > window.head or source.sid != sid or seq <= source.seq or life.generation != generation:
             return False
-        if window.prints[at - window.first] != hash(frame[frame.find(_CONTENT, start) :]) ^ yes_price:
+        index = at - window.first
+        if window.prints[index] != hash(frame[frame.find(_CONTENT, start) :]) ^ yes_price:
             return False
         source.seq, source.at = seq, at
-        exchange_us, whose = window.times[at - window.first], known.gatherer
-        if exchange_us > known.newest_us:
-            known.reach(exchange_us)
-        whose.confirmed += 1
-        whose.behind = window.head - at
+        exchange_us, gatherer = window.times[index], life.gatherer
+        if exchange_us > life.newest_us:
+            life.reach(exchange_us)
+        gatherer.confirmed += 1
+        gatherer.behind = window.head - at
         return True
 
     def admits(self, raw: RawFrame) -> bool:
@@ -163,7 +167,7 @@ class MarketLog:
 
     def delta(self, raw: RawFrame, offset: int, delta: tuple[int, int, int, int], mark: int = 0) -> list[BookEvent]:
         """Take an orderbook_delta, as `messages.Delta` has it; `mark` is the hash of its content."""
-        self.made, self._raw, self._offset = [], raw, offset
+        self.made, self._raw, self._offset, self.quiet = [], raw, offset, False
         _, gatherer, connection, generation, _, sid, seq, _, _, recv_us, clock_us, _, _ = raw
         source = self.sources.get((gatherer, connection))
         if (
@@ -185,7 +189,7 @@ class MarketLog:
             life.reach(exchange_us)
         event = exchange_us, side, price, change, recv_us, clock_us, sid, seq, offset, None
         if source.standing is ALIGNED and source.at == self.window.head:
-            self._extend(source, event, mark)
+            self.quiet = self._extend(source, event, mark)
         else:
             self._hear(source, Heard._make(event))
         return self.made
@@ -389,8 +393,8 @@ class MarketLog:
 
     def _extend(
         self, source: Source, event: tuple[int, int, int, int, int, int, int, int, int, Book | None], mark: int = 0
-    ) -> None:
-        """Write what the log's leader of the moment says next: an event as `Heard` has it."""
+    ) -> bool:
+        """Write what the log's leader of the moment says next: an event as `Heard` has it. Return whether nobody waits."""
         exchange_us, side, price, change, recv_us, clock_us, sid, seq, offset, whole = event
         window, life = self.window, source.life
         before: Book | None = None
@@ -401,7 +405,7 @@ class MarketLog:
                 self._tell("corrupt_book", self.ticker, str(error))
                 source.breaks()
                 self._left(Cause.PARSE_FAILURE, self.effective_us)
-                return
+                return False
             self.effective_us = max(self.effective_us, exchange_us or clock_us)
         else:
             before, self.book = self.book, whole
@@ -427,6 +431,8 @@ class MarketLog:
             self._trim()
         if self.past or (len(self.sources) > 1 and self.waits):
             self._wake(content)
+            return False
+        return True
 
     def _wake(self, content: Content) -> None:
         """The log has a new event: perhaps one that a source ahead of it was waiting for."""

@@ -56,12 +56,13 @@ connections."""
 class Market:
     """Everything known of one market."""
 
-    __slots__ = ("book", "grid", "lifecycle", "rest", "ticker_us", "tickers", "trades")
+    __slots__ = ("book", "grid", "key", "lifecycle", "rest", "ticker_us", "tickers", "trades")
 
     def __init__(
         self, ticker: str, tally: Counter[str], lives: Lives, limits: Limits, tell: Callable[[str, str, str], None]
     ) -> None:
         """Make a market nothing is known of."""
+        self.key = ticker.encode()
         self.book = MarketLog(ticker, tally, lives, limits, tell)
         self.trades = TradeLog(ticker, tally, lives)
         self.lifecycle = definitions.Occurrences(
@@ -137,13 +138,13 @@ class Partition:
 
         What a source that lags delivers, the log has already: known by the bytes of its content, without reading the rest.
         """
-        front, seq, yes_price, ticker, _, start = found
+        (_, where, generation, sid, of_book, counted), seq, yes_price, ticker, _, start = found
         log = self._logs.get(ticker)
-        if log is None or len(log.sources) < 2 or front[0] != FRAME or front[4] != BOOK or not offset % REVIEW:
+        if log is None or len(log.sources) < 2 or not of_book or not offset % REVIEW:
             return False
-        if not log.confirms(front, seq, yes_price, value, start):
+        if not log.confirms(where, generation, sid, seq, yes_price, value, start):
             return False
-        self.gatherers[front[1], FRAME] += 1
+        self.gatherers[counted] += 1
         self.changed.add(log.ticker)
         return True
 
@@ -200,7 +201,7 @@ class Partition:
         found = self.markets.get(ticker)
         if found is None:
             found = self.markets[ticker] = Market(ticker, self.tally, self.lives, self.limits, self._tell)
-            self._logs[ticker.encode()] = found.book
+            self._logs[found.key] = found.book
         return found
 
     def _receive(self, raw: RawFrame, offset: int, told: bool) -> Sequence[Event]:
@@ -211,14 +212,15 @@ class Partition:
             payload, mark = raw[12], 0
             if raw[4] == BOOK:
                 market = self.markets.get(ticker)
-                if market is not None and len(market.book.sources) > 1:
-                    # What a source that lags delivers, the log has already: known by the bytes of its content, without parsing.
-                    if not told and market.book.confirms(raw[:6], raw[6], raw[7], payload, 0):
-                        return ()
-                    mark = print_of(payload, 0, raw[7])
-                plain = None if raw[7] else messages.plain_delta(payload)
-                if plain is not None and plain[2] == ticker and market is not None:
-                    return self._delta(market, raw, offset, plain[3:], mark)
+                if market is not None:
+                    if len(market.book.sources) > 1:
+                        # What a source that lags delivers, the log has already: known by its content, without parsing.
+                        if not told and market.book.confirms(raw[1:3], raw[3], raw[5], raw[6], raw[7], payload, 0):
+                            return ()
+                        mark = print_of(payload, 0, raw[7])
+                    change = None if raw[7] else messages.plain_change(payload, market.key)
+                    if change is not None:
+                        return self._delta(market, raw, offset, change, mark)
             try:
                 message = messages.envelope(payload)
             except messages.MalformedFrame as error:
@@ -283,7 +285,7 @@ class Partition:
             if (10_000 - price if side else price) not in grid:
                 self._notice("off_grid", raw, f"price {price} of side {side}")
         made = log.delta(raw, offset, delta, mark)
-        return made if len(log.sources) < 2 else self._waited(log, made)
+        return made if log.quiet else self._waited(log, made)
 
     def _waited(self, log: MarketLog, made: Sequence[Event]) -> Sequence[Event]:
         if len(log.sources) > 1 and log.waits:

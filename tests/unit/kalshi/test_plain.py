@@ -60,8 +60,11 @@ ONE = orjson.dumps({"type": "orderbook_delta", "sid": 1, "seq": 2_146_643, "msg"
 def test_what_it_reads_is_what_there_is(frame: bytes) -> None:
     plain = messages.plain_delta(frame)
     if plain is None:
+        assert messages.plain_change(frame, A.encode()) is None
         return
     sid, seq, ticker, side, price, change, exchange_us = plain
+    assert messages.plain_change(frame, ticker.encode()) == (side, price, change, exchange_us)
+    assert messages.plain_change(frame, ticker.encode() + b"-") is None
     whole = messages.envelope(frame)
     assert (whole.type, whole.sid, whole.seq, whole.market_ticker, whole.id) == ("orderbook_delta", sid, seq, ticker, 0)
     assert messages.parse_book(whole, False) == Delta(side, price, change, exchange_us)

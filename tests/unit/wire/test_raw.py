@@ -38,7 +38,7 @@ def test_it_reads_what_the_codec_reads(frame: RawFrame, before: list[RawFrame], 
         found = reader.peek(value)
         if found is not None:
             front, seq, yes_price, ticker, _, payload = found
-            assert (*front, seq, yes_price, ticker.decode(), value[payload:]) == (*each[:9], each.payload)
+            assert (*front.fields, seq, yes_price, ticker.decode(), value[payload:]) == (*each[:9], each.payload)
         at = data.draw(st.integers(0, len(value) - 1))
         for broken in (
             value[:at],
