@@ -60,7 +60,9 @@ class Socket:
         self._why = (1001, "going away")
 
     def push(self, message: bytes) -> None:
-        """Queue a message; past the bound the client is cut."""
+        """Queue a message; past the bound the client is cut, and gets nothing that comes after what it missed."""
+        if self._ended.is_set():
+            return
         if len(self._outgoing) >= self._queue:
             self.end(1008, "too slow")
             return
