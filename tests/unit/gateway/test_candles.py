@@ -13,8 +13,8 @@ from services.gateway.history import tops
 from services.gateway.history.candles import Candles, Traded, flagged, gather, nearest
 from services.gateway.history.fold import State
 from services.gateway.history.walk import Walk
-from tests.unit.gateway.test_fold import ROLLS, told
-from tests.unit.gateway.test_walk import best, columns
+from tests.unit.gateway.test_fold import ROLLS
+from tests.unit.gateway.test_walk import best, columns, wandering
 
 NOTHING = [-1, -1, -1, -1]
 
@@ -43,7 +43,7 @@ async def batches(rows: list[Event], at_once: int) -> AsyncIterator[EventColumns
 
 @given(ROLLS, st.integers(1, 9), st.integers(-12, 40), st.integers(1, 20), st.integers(1, 7))
 async def test_candles_are_those_of_every_instant(rolls: list[int], step: int, after: int, number: int, at_once: int) -> None:
-    rows, books, gaps = told(rolls)
+    rows, books, gaps = wandering(rolls)
     from_us = rows[0].effective_us + after
     edges = from_us + step * np.arange(number + 1)
     known = [row for row in rows if row.effective_us <= from_us]
@@ -66,7 +66,7 @@ async def test_candles_are_those_of_every_instant(rolls: list[int], step: int, a
 async def test_each_change_of_the_best_levels_is_told_once_whatever_the_pages(
     rolls: list[int], after: int, limit: int, at_once: int
 ) -> None:
-    rows, books, gaps = told(rolls)
+    rows, books, gaps = wandering(rolls)
     from_us = rows[0].effective_us + after
     begun = [row for row in rows if row.effective_us <= from_us]
 
