@@ -10,6 +10,7 @@ import orjson
 
 from kalshibook_core.runtime import logs
 from kalshibook_tools.simulator import Config, UnreadableRecording, serve
+from kalshibook_tools.simulator.exchange import LIVE_SECONDS
 from kalshibook_tools.simulator.keys import KEY_IDS
 
 
@@ -70,6 +71,7 @@ def _or_max(_ctx: click.Context, parameter: click.Parameter, value: str) -> floa
 @click.option("--seed", default=1, show_default=True, help="Generated: the same seed gives the same markets and order flow.")
 @click.option("--window", default=900.0, show_default=True, help="Generated: seconds that a short-lived market is open.")
 @click.option("--duration", default=None, type=float, help="Generated: stop trading after so many seconds (the sockets stay).")
+@click.option("--live", default=LIVE_SECONDS, show_default=True, help="Seconds after which trades and results are historical.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=0, help="Port to listen on; 0 takes a free one.  [default: 0]")
 @click.option(
@@ -93,6 +95,7 @@ def command(
     seed: int,
     window: float,
     duration: float | None,
+    live: float,
     host: str,
     port: int,
     key_dir: Path,
@@ -141,6 +144,7 @@ def command(
         seed=seed,
         window=window,
         duration=duration,
+        live=live,
         host=host,
         port=port,
     )

@@ -49,6 +49,7 @@ INSERT INTO markets (ticker, updated_us) SELECT ticker, 0 FROM unnest($1::text[]
 
 _IDS: Final = "SELECT ticker, id FROM markets WHERE ticker = ANY($1::text[])"
 
+# What was received an hour and more before what the row says is imported, and no news. (Gatherers' clocks differ by less.)
 _DESCRIBE: Final = """
 UPDATE markets SET
     event_ticker = coalesce($2, event_ticker), series_ticker = coalesce($3, series_ticker), title = coalesce($4, title),
@@ -56,7 +57,7 @@ UPDATE markets SET
     close_us = coalesce($8, close_us), settled_us = coalesce($9, settled_us),
     settlement_value = coalesce($10, settlement_value), updated_us = $11,
     body = coalesce($12, body)
-WHERE id = $1"""
+WHERE id = $1 AND updated_us <= $11 + 3600000000"""
 
 # Updated and not passed over where it stands there: so it is locked, and nobody measures before this is committed.
 _DUE: Final = """

@@ -44,6 +44,9 @@ async def test_a_recording_makes_the_books_that_playing_it_makes(cluster: Cluste
     connection = await asyncpg.connect(database)
     services = (Service(name, cluster, tmp_path / f"{name}.log", **env) for name in ("deduplicator", "persister"))
     deduplicator, persister = services
+    known = min(written.settled)
+    later = "INSERT INTO markets (ticker, title, status, result, updated_us) VALUES ($1, 'Known', 'finalized', 'no', 4e15)"
+    await connection.execute(later, known)
     async with deduplicator, persister:
         assert (await kb("home", "tests.support.dying_import", "400"))[0] == -9
         code, said = await kb("home", "kalshibook_tools.cli", "import")
@@ -67,6 +70,7 @@ async def test_a_recording_makes_the_books_that_playing_it_makes(cluster: Cluste
             assert same(await rows(connection, ticker), played[ticker]), ticker
         settled = await connection.fetch("SELECT ticker FROM markets WHERE status = 'finalized' AND result <> ''")
         assert {row[0] for row in settled} == written.settled
+        assert await connection.fetchval("SELECT title FROM markets WHERE ticker = $1", known) == "Known"  # it is of later
         died = await connection.fetchval("SELECT count(*) FROM gaps WHERE channel = 'orderbook_delta' AND end_us IS NOT NULL")
         assert died == len(written.known_at_death[0])
 

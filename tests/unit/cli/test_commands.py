@@ -14,7 +14,7 @@ def ask(*words: str, env: dict[str, str] | None = None) -> Result:
 
 
 def test_every_command_teaches() -> None:
-    for name in ("up", "status", "down", "reset", "migrate", "keys", "simulator"):
+    for name in ("up", "status", "down", "reset", "migrate", "keys", "simulator", "backfill", "import"):
         told = ask(name, "--help")
         assert told.exit_code == 0
         assert len(told.output) > 200, name
@@ -29,6 +29,10 @@ def test_every_command_teaches() -> None:
         (["up", "--keep-running"], {}, "--recording"),
         (["up", "--env", "prod"], {}, "KALSHI_API_KEY_ID"),
         (["up"], {"KALSHI_API_KEY_ID": "x"}, "KALSHI_PRIVATE_KEY_PATH is not"),
+        (["backfill", "trades", "--from", "2026-11-20"], {}, "--from and --to go together"),
+        (["backfill", "trades", "--from", "yesterday"], {}, "is no instant"),
+        (["import", ".", "--origin", "Not A Name"], {}, "lower case"),
+        (["import", "."], {}, "KB_KAFKA_BROKERS is not set"),
         (["keys", "create", "--account", "a"], {}, "--plan"),
     ],
 )
