@@ -111,13 +111,11 @@ class Archived:
         for day, of_day in groupby(entries, key=lambda entry: entry.day):
             channels: dict[str, list[Entry]] = {}
             for entry in of_day:
-                if entry.path in self._damaged:
+                channels.setdefault(entry.channel, []).append(entry)
+            for _, raw in heapq.merge(*map(self._rows, channels.values()), starts.get(day, []), key=lambda row: row[0]):
+                if raw is None:
                     yield from _breaks(standing)
-                else:
-                    channels.setdefault(entry.channel, []).append(entry)
-            rows = [chain.from_iterable(map(self._archive.stream, each)) for each in channels.values()]
-            for _, raw in heapq.merge(*rows, starts.get(day, []), key=lambda row: row[0]):
-                if raw.kind == RawKind.START:
+                elif raw.kind == RawKind.START:
                     yield from _breaks(standing, self._renamed(raw.gatherer))
                 elif raw.kind in _OURS or (raw.kind == RawKind.REST and raw.channel in _READ):
                     imported = raw._replace(gatherer=self._renamed(raw.gatherer))
@@ -127,6 +125,17 @@ class Archived:
                     elif raw.channel in (BOOK, TRADES) and raw.kind in (RawKind.FRAME, RawKind.RESUME):
                         standing[where] = imported
                     yield imported
+
+    def _rows(self, entries: list[Entry]) -> Iterator[Row]:
+        """Yield the rows of a day and channel, and None in place of those of a damaged file."""
+        last = -1
+        for entry in entries:
+            if entry.path in self._damaged:
+                yield last, None
+                continue
+            for row in self._archive.stream(entry):
+                last = row[0]
+                yield row
 
     def _starts(self, entries: list[Entry]) -> dict[int, list[Row]]:
         """Return the STARTs of a partition, by day."""

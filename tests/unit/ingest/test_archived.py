@@ -18,23 +18,27 @@ MARKETS = ("KXA-1", "KXA-2", "KXB-1")
 
 
 def captured() -> list[RawFrame]:
-    """Two gatherers of three markets: one leaves all, the other leaves one, dies without a word, and comes back."""
+    """Two gatherers of three markets. One dies without a word, and comes back to two of them; in the third the other one ends
+    after that, and begins anew.
+    """
     records: list[RawFrame] = [Source(name).started(0) for name in ("g1", "g2")]
-    later: list[RawFrame] = []
+    later: list[RawFrame] = [Source("g1").started(45 * S)]
     for market, ticker in enumerate(MARKETS):
         one, two = Source("g1", ticker=ticker), Source("g2", ticker=ticker)
-        again = Source("g1", generation=one.generation + 40 * S, ticker=ticker)
         records += [one.resumed(S), one.snapshot(S, {4000: 100}, {}), two.resumed(S), two.snapshot(S, {4000: 100}, {})]
         for n in range(1, 20):
             at = S + n * 100_000 + market
             change = [each.delta(at, "yes", 4000 + n, 100) for each in (one, two)]
             records += change + ([each.trade(at, f"{ticker}-{n}") for each in (one, two)] if n % 3 == 0 else [])
-        records += [two.broken(5 * S), two.broken(5 * S, "trade")]
+        ends = 55 * S if market == 2 else 5 * S
+        (later if market == 2 else records).extend([two.broken(ends), two.broken(ends, "trade")])
         if market == 1:
             records += [one.broken(6 * S), one.broken(6 * S, "trade")]
-        later += [again.resumed(50 * S), again.snapshot(50 * S, {3000: 700}, {100: 5}), again.delta(51 * S, "no", 100, 5)]
-        later += [two.rest(51 * S, status="active")]
-    return [*records, Source("g1").started(45 * S), *later]
+        name = "g2" if market == 2 else "g1"
+        again = Source(name, generation=one.generation + 60 * S, ticker=ticker)
+        later += [again.resumed(70 * S), again.snapshot(70 * S, {3000: 700}, {100: 5}), again.delta(71 * S, "no", 100, 5)]
+        later += [two.rest(71 * S, status="active")]
+    return [*records, *later]
 
 
 def told(raws: list[RawFrame]) -> dict[tuple[str, str], list[tuple]]:
@@ -53,8 +57,8 @@ def told(raws: list[RawFrame]) -> dict[tuple[str, str], list[tuple]]:
 
 
 def archive(folder: Path, raws: list[RawFrame]) -> None:
-    half = len(raws) // 2
-    for first, part in ((0, raws[:half]), (half, raws[half:])):
+    for first in range(0, len(raws), 20):
+        part = raws[first : first + 20]
         records = [Record(first + n, raw.market_ticker.encode(), codec.encode(raw)) for n, raw in enumerate(part)]
         made = files.make(topics.RAW.name, 0, first, first + len(part), "a", records)
         asyncio.run(commit.write(Folder(folder), made, _once))
@@ -86,16 +90,21 @@ def test_what_an_archive_holds_makes_the_same_events_again(tmp_path: Path) -> No
 
 
 def test_a_damaged_file_is_named_and_leaves_a_gap(tmp_path: Path) -> None:
+    """Whichever it is: what is made all the same is nothing else than what was captured."""
     archive(tmp_path, captured())
-    [first, *_] = sorted((tmp_path / "raw/channel=orderbook_delta").rglob("series=KXB/*.parquet"))
-    first.write_bytes(first.read_bytes()[:-1] + b"?")
-    source = Archived(tmp_path, "import-old", 4)
-    survey = source.survey()
-    assert len(survey.bad) == 1 and first.name in survey.bad[0]
-    partition = Partition()
-    records = list(source.records(dict.fromkeys(MARKETS, 1)))
-    made = [event for n, raw in enumerate(records) for event in partition.receive(raw, n)]
-    assert {key: events for key, events in told(records).items() if key[0] != "KXB-1"} == {
-        key: events for key, events in told(captured()).items() if key[0] != "KXB-1"
-    }
-    assert [event for event in made if isinstance(event, Gap) and event.market_ticker == "KXB-1"]
+    true, whole = {each[1]["checksum"] for each in told(captured())["KXB-1", "book"]}, told(captured())
+    damageable = sorted((tmp_path / "raw/channel=orderbook_delta").rglob("series=KXB/*.parquet"))
+    assert len(damageable) > 3
+    for path in damageable:
+        content = path.read_bytes()
+        path.write_bytes(content[:-1] + b"?")
+        source = Archived(tmp_path, "import-old", 4)
+        survey = source.survey()
+        assert len(survey.bad) == 1 and path.name in survey.bad[0]
+        records = list(source.records(dict.fromkeys(MARKETS, 1)))
+        made = told(records)
+        assert {each[1]["checksum"] for each in made.get(("KXB-1", "book"), [])} <= true
+        assert {key: events for key, events in made.items() if key[0] != "KXB-1"} == {
+            key: events for key, events in whole.items() if key[0] != "KXB-1"
+        }
+        path.write_bytes(content)
