@@ -69,18 +69,24 @@ async def test_a_connection_is_renewed_without_a_gap(cluster: Cluster, tmp_path:
 
         await capture.until(once, "a renewal")
         await capture.until(lambda: renewed(2), "two renewals")
+        asked = list[gatherer.Gatherer]()  # from now on no further renewal: the drain shall not meet one
+        monkeypatch.setattr(gatherer.Gatherer, "_renew", lambda self: asked.append(self))  # noqa: PLW0108  (a method)
+        await capture.until(lambda: bool(asked) and not asked[0]._successors, "the end of the last renewal")
         capture.exchange.pause()
         truths = {ticker: capture.exchange.truth(ticker) for ticker in markets}
 
         def received(ticker: str) -> bool:
-            last_us = max(event["ts_us"] or 0 for event in truths[ticker] if event["sent"] and event["type"] == "delta")
+            sent = [event["ts_us"] or 0 for event in truths[ticker] if event["sent"] and event["type"] == "delta"]
             trades = {event["trade_id"] for event in truths[ticker] if event["sent"] and event["type"] == "trade"}
             mine = (r for r in reversed(capture.of("FRAME")) if r.market_ticker == ticker and b"price_dollars" in r.payload)
-            seen_us = messages.envelope(next(mine).payload).exchange_us
+            seen_us = next((messages.envelope(r.payload).exchange_us for r in mine), 0)
             titles = {frame["msg"].get("title") for frame in capture.frames(ticker, LIFECYCLE)}
             if not titles >= {each for each in changes if each.startswith(ticker)}:
                 return False
-            return seen_us >= last_us and {frame["msg"]["trade_id"] for frame in capture.frames(ticker, TRADE)} >= trades
+            return (
+                seen_us >= max(sent, default=0)
+                and {frame["msg"]["trade_id"] for frame in capture.frames(ticker, TRADE)} >= trades
+            )
 
         await capture.until(lambda: all(map(received, markets)), "everything sent")  # else the drain leaves some in the socket
     assert not broken(capture, "upstream_sequence_gap") and not capture.of("STALE") and not capture.of("STALE", TRADE)
