@@ -88,13 +88,26 @@ async def cluster_id(cluster: Cluster) -> str:
         return str((await admin.describe_cluster())["cluster_id"])
 
 
-async def reached(cluster: Cluster, group: str) -> dict[tuple[str, int], int]:
-    """Return the offsets that a group has committed, by (full name of the topic, partition). Raises KafkaFault."""
+async def reached(cluster: Cluster, group: str, within: float = WITHIN_SECONDS) -> dict[tuple[str, int], int]:
+    """Return the offsets that a group has committed, by (full name of the topic, partition).
+
+    A cluster that has had no group yet makes itself a coordinator first, and is asked again meanwhile. Raises KafkaFault where it
+    does not within so many seconds.
+    """
+    why: KafkaError | None = None
     try:
-        async with _client(cluster) as admin:
-            found = await admin.list_consumer_group_offsets(cluster.group(group))
-    except KafkaError as error:
-        raise KafkaFault(f"cannot ask for the offsets of group {group}: {error!r}") from error
+        async with asyncio.timeout(within), _client(cluster) as admin:
+            while True:
+                try:
+                    found = await admin.list_consumer_group_offsets(cluster.group(group))
+                    break
+                except KafkaError as error:
+                    why = error
+                    if not error.retriable:
+                        raise
+                await asyncio.sleep(_RETRY_SECONDS)
+    except (KafkaError, TimeoutError) as error:
+        raise KafkaFault(f"cannot ask for the offsets of group {group}: {why!r}") from error
     return {(where.topic, where.partition): each.offset for where, each in found.items() if each.offset >= 0}
 
 

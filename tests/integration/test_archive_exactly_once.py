@@ -7,18 +7,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-import httpx
 import pytest
-from pyarrow import fs
 
 from kalshibook_core.archive.reader import Archive
-from kalshibook_core.archive.store import Bucket, Folder, Store
+from kalshibook_core.archive.store import Folder, Store
 from kalshibook_core.kafka import topics
 from kalshibook_core.kafka.producer import Producer
 from kalshibook_core.wire import codec
 from kalshibook_core.wire.events import TRADES, Checkpoint, Gap, Lifecycle, Ticker, Trade
-from kalshibook_tools.stack.probe import free_port
 from tests.support import archive as made
+from tests.support import s3 as servers
 from tests.support.service import Service, until
 
 ROOT = Path(__file__).parents[2]
@@ -127,33 +125,16 @@ async def test_a_zombie_that_wakes_beside_its_successor_repeats_nothing(cluster,
 
 
 @pytest.fixture
-def s3(tmp_path: Path):
+def s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """An S3 server of the test's own, with a bucket."""
-    port = free_port()
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    with (tmp_path / "s3.log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as server:
-        try:
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            server.kill()
+    for name, value in servers.KEYS.items():
+        monkeypatch.setenv(name, value)
+    with servers.running(tmp_path) as server:
+        yield server
 
 
 @pytest.mark.stack
-async def test_every_topic_arrives_in_s3(cluster, s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_REGION": "us-east-1"}
-    for name, value in keys.items():
-        monkeypatch.setenv(name, value)
-
-    async def answers() -> bool:
-        try:
-            async with httpx.AsyncClient() as client:
-                return (await client.get(s3)).status_code < 500
-        except httpx.TransportError:
-            return False
-
-    await until(answers)
-    made_here = fs.S3FileSystem(endpoint_override=s3.partition("://")[2], scheme="http", allow_bucket_creation=True)
-    await asyncio.to_thread(made_here.create_dir, "kb-archive")
+async def test_every_topic_arrives_in_s3(cluster, s3: servers.S3, tmp_path: Path):
     at = 100 * made.DAY_US
     book = made.book(1, 200)
     events = {
@@ -173,8 +154,9 @@ async def test_every_topic_arrives_in_s3(cluster, s3: str, tmp_path: Path, monke
         producer.add(topics.CHECKPOINTS, b"KXA-1", None)
         producer.add(topics.RAW, b"KXA-1", b"\x00no frame")
         await producer.flush()
-    env = keys | {"KB_ARCHIVE": "s3://kb-archive/under/here", "AWS_ENDPOINT_URL": s3, "KB_ARCHIVE_SECONDS": "0.2"}
-    store = Bucket("kb-archive/under/here", s3)
+    place = f"s3://{servers.BUCKET}/under/here"
+    env = servers.KEYS | {"KB_ARCHIVE": place, "AWS_ENDPOINT_URL": s3.endpoint, "KB_ARCHIVE_SECONDS": "0.2"}
+    store = s3.bucket("under/here")
     async with Service("persister.archive", cluster, tmp_path / "archive.log", **env) as service:
 
         async def all_read() -> bool:
