@@ -20,6 +20,7 @@ costs doing again what came after it (`restore`), so how often is a matter of ti
 """
 
 import asyncio
+import gc
 from collections import Counter, defaultdict
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -62,6 +63,9 @@ _COUNTED: Final = ("records_total", "led_total", "confirmed_total", "contradicti
 _NOW: Final = ("excluded_markets", "lag_seconds", "lag_events")
 MOST_GATHERERS: Final = 8
 """Gatherers with figures of their own; what else calls itself one is counted as "other"."""
+
+_COLLECT: Final = 50_000
+"""New objects until the garbage collector looks at them: more than a batch makes, since few of those outlive it."""
 
 _POLL_MS: Final = 200
 _SAVE_SECONDS: Final = 30.0
@@ -115,6 +119,7 @@ class Member:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Join the group and work until `stop` is set. Raises Fenced, alone or in a group."""
+        gc.set_threshold(_COLLECT)
         consumer = Consumer(self._cluster, [topics.RAW], GROUP, on_assigned=self._take_over, on_revoked=self._drop)
         async with consumer, self._producers:
             self._consumer = consumer
