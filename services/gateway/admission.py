@@ -4,6 +4,7 @@ An answer with status 2xx leaves only after it was charged; if it cannot be char
 headers are never logged: a key may stand in either.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final
 
@@ -22,6 +23,14 @@ MAX_AT_ONCE: Final = 1_000
 """Requests under way; when full, further ones get a 503 at once instead of a place in a growing queue."""
 MAX_BODY: Final = 65_536
 """Bytes a request body may announce; no route reads one."""
+LARGE: Final = 2**20
+"""Bytes from which an answer counts as large."""
+MAX_HELD: Final = 256 * 2**20
+"""Bytes of large answers made and not sent yet; one more on top of them is refused with a 503, and is free."""
+PIECE: Final = 2**16
+"""Bytes handed on at once, so that an answer goes as fast as its reader and no faster."""
+SEND_SECONDS: Final = 120.0
+"""In which an answer must be taken, or it is cut off: who reads slowly must not keep others from large answers."""
 
 log = structlog.get_logger()
 
@@ -45,7 +54,7 @@ class Admission:
     ) -> None:
         self._app, self._authenticate, self._charge = app, authenticate, charge
         self._ready, self._counters, self._monotonic = ready, counters, monotonic
-        self._under_way = 0
+        self._under_way = self._held = 0
         self.requests = 0
         self.failed = 0
 
@@ -74,9 +83,11 @@ class Admission:
             if scope["path"].startswith("/v1/"):
                 state["caller"] = await self._authenticate(scope["headers"])
                 await self._app(scope, receive, reply.hold)
+                self._make_room(reply)
                 await self._settle(scope, state, reply)
             else:
                 await self._app(scope, receive, reply.hold)
+                self._make_room(reply)
             await reply.release()
         except ApiError as error:
             await reply.replace(error)
@@ -90,6 +101,7 @@ class Admission:
             await reply.replace(ApiError(500, "internal", "This should not have happened. We have been told."))
         finally:
             self._under_way -= 1
+            self._held -= reply.held
         self.requests += 1
         self.failed += reply.status >= 500
         took_us = round((self._monotonic() - began) * 1e6)
@@ -98,6 +110,15 @@ class Admission:
         log.info(
             "gateway.request", method=scope["method"], path=scope["path"], status=reply.status, took_us=took_us, account=account
         )
+
+    def _make_room(self, reply: "_Reply") -> None:
+        if reply.size < LARGE:
+            return
+        if self._held and self._held + reply.size > MAX_HELD:
+            message = "Too many large answers are on their way to their readers: ask for a smaller page, or again in a while."
+            raise ApiError(503, "overloaded", message)
+        reply.held = reply.size
+        self._held += reply.held
 
     async def _settle(self, scope: Scope, state: dict[str, Any], reply: "_Reply") -> None:
         if not 200 <= reply.status < 300:
@@ -130,20 +151,29 @@ class _Reply:
     def __init__(self, send: Send) -> None:
         self._send = send
         self._messages: list[Message] = []
+        self.size = self.held = 0
         self.status = 500
         self.headers: list[tuple[bytes, bytes]] = []
 
     async def hold(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
+        self.size += len(message.get("body", b""))
         self._messages.append(message)
 
     async def release(self) -> None:
         messages, self._messages = self._messages, []
-        for message in messages:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", []), *self.headers]
-            await self._send(message)
+        try:
+            async with asyncio.timeout(SEND_SECONDS):
+                for message in messages:
+                    if message["type"] == "http.response.start":
+                        message["headers"] = [*message.get("headers", []), *self.headers]
+                    body = message.get("body", b"")
+                    for end in range(PIECE, len(body), PIECE):
+                        await self._send({**message, "body": body[end - PIECE : end], "more_body": True})
+                    await self._send({**message, "body": body[-(len(body) % PIECE or PIECE) :]} if len(body) > PIECE else message)
+        except TimeoutError:
+            log.warning("gateway.answer.cut", size=self.size, why=f"not taken in {SEND_SECONDS:.0f} s")
 
     async def replace(self, error: ApiError) -> None:
         self.status, self.headers, self._messages = error.status, [], list(_messages(error))

@@ -1,1 +1,1 @@
-"""The recorded past: the book at an instant with its proof, and the events, trades and gaps it is made of."""
+"""The recorded past: the book at an instant with its proof, many instants, what they show, and the events they are made of."""
