@@ -20,7 +20,7 @@ TICKER_COLUMNS: Final = (
 )  # fmt: skip
 LIFECYCLE_COLUMNS: Final = ("market_id", "event_type", "recv_us", "clock_us", "body")
 
-_MANY: Final = 1 << 32
+_MANY, _NEVER = 1 << 32, 1 << 62
 _LATEST_US: Final = 1_000 * coverage.HOUR_US
 """Of a gap that is longer, the hours before are measured anew when something else is told of them; what is served is true."""
 
@@ -162,8 +162,12 @@ class Batch:
     def hours(self) -> set[tuple[str, int]]:
         """Return (ticker, beginning) of every market's hour of which its rows say something new."""
         told, hour = self.deltas, coverage.HOUR_US
-        codes = np.unique(told.market * _MANY + np.maximum(told.effective_us // hour, 0)).tolist()
-        found = {(told.tickers[code // _MANY], code % _MANY * hour) for code in codes}
+        first, last = (int(us) // hour * hour for us in (told.effective_us.min(initial=_NEVER), told.effective_us.max(initial=0)))
+        if first == last:  # as it is of nearly every batch
+            found = {(ticker, first) for ticker in told.tickers}
+        else:
+            codes = np.unique(told.market * _MANY + np.maximum(told.effective_us // hour, 0)).tolist()
+            found = {(told.tickers[code // _MANY], code % _MANY * hour) for code in codes}
         points: list[tuple[str, int]] = [(e.market_ticker, e.effective_us) for e in self.snapshots]
         points += [(e.market_ticker, e.exchange_us) for e in self.trades] + [(e.market_ticker, e.to_us) for e in self.audits]
         points += [(gap.ticker, gap.end_us) for gap in self.gap_rows.values() if gap.end_us is not None]

@@ -203,7 +203,7 @@ class Store:
                 self._partitions.add(partition.name)
 
     async def _mark(self, connection: Any, batch: Batch, ids: Mapping[str, int]) -> set[tuple[int, int]]:
-        """Put down as due what is not; return the markets' hours that are, and stay so until they are closed.
+        """Put down as due what is not known to be; return those of it that stay so until their hour is closed.
 
         Whoever closes an hour waits for this transaction: an hour that is open here is measured after its commit.
         """
@@ -214,7 +214,7 @@ class Store:
             self._closed, self._due = closed, {due for due in self._due if due[1] > closed}
         if fresh := sorted(touched - self._due):
             await connection.execute(_DUE, *map(list, zip(*fresh, strict=True)))
-        return {due for due in touched if due[1] > closed}
+        return {due for due in fresh if due[1] > closed}
 
     async def write(self, batch: Batch, expected: Mapping[Source, int]) -> dict[str, int]:
         """Write a batch whose partitions stand at the `expected` offsets; return rows by table. Raise Superseded if they do not.
