@@ -310,6 +310,10 @@ REFUSED = [
 async def test_what_cannot_be_answered_says_why(served: tuple[httpx.AsyncClient, Any]) -> None:
     client, connection = served
     await gateway.write(connection, await gateway.add_market(connection, "KXA"), history(4, "KXA", 60))
+    end = "from=9999-12-31T23:59:59Z&to=9999-12-31T23:59:59.999999Z"
+    for path in (f"/v1/candles/KXA?{end}&interval=1d", f"/v1/bbo/KXA?{end}", f"/v1/orderbooks/KXA?{end}&interval=1ms&limit=2"):
+        answer = await client.get(path)
+        assert (answer.status_code, answer.json()["quality"]["state"]) == (200, "pending"), answer.text
     for path, status, words in REFUSED:
         answer = await client.get(path)
         assert (answer.status_code, words in answer.json()["error"]["message"]) == (status, True), answer.text

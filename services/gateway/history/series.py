@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from kalshibook_core.wire.columns import Longs
 from kalshibook_core.wire.events import BOOK, TRADES
-from services.gateway import completeness, models, pages
+from services.gateway import completeness, instants, models, pages
 from services.gateway.completeness import OVER, Measure, Strict
 from services.gateway.errors import invalid
 from services.gateway.history import candles, intervals, sampling, tops
@@ -187,7 +187,9 @@ def routes(store: Store, measure: Measure) -> APIRouter:
         ]
         request.state.rows = number
         of_book, of_trades = [
-            completeness.checked(await measure.quality(market_id, channel, from_us, until_us, known_through), strict)
+            completeness.checked(
+                await measure.quality(market_id, channel, from_us, min(until_us, instants.LAST_US), known_through), strict
+            )
             for channel, known_through in zip((BOOK, TRADES), through, strict=True)
         ]
         next_cursor = pages.encode(until_us) if number < left else None
