@@ -79,6 +79,22 @@ async def test_what_all_lose_is_a_gap_and_all_else_is_true(tmp_path: Path) -> No
         assert exact > 10 * len(written.lines)
         assert hidden > 0
 
+        # What the block of an answer lists is exactly that: no gap is missing from it, and none is made up.
+        for ticker in written.lines:
+            rows = await up.list(f"/v1/deltas/{ticker}", limit=1000)
+            span = {"from": rows[0]["effective_at"], "to": rows[-1]["effective_at"]}
+            lost = [
+                {name: gap[name] for name in ("start", "end", "cause")}
+                for gap in status["gaps"]
+                if gap["market_ticker"] == ticker and gap["start"] < span["to"] and gap["end"] > span["from"]
+            ]
+            quality = (await up.get(f"/v1/deltas/{ticker}", limit="1000", **span)).json()["quality"]
+            assert quality["gaps"] == sorted(lost, key=lambda gap: gap["start"]), ticker
+            assert quality["state"] == ("gap" if lost else "complete")
+            assert (await up.get(f"/v1/deltas/{ticker}", limit="1000", strict="true", **span)).status_code == (
+                409 if lost else 200
+            )
+
         for ticker, lines in written.lines.items():
             served = {row["trade_id"] for row in await up.list(f"/v1/trades/{ticker}", limit=1000)}
             gaps = [
