@@ -11,6 +11,7 @@ so of a run that was killed each partition has a first part, and the next run, w
 import asyncio
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -30,6 +31,8 @@ from services.ingest.recordings import Extent, Step, Survey
 BUFFER_BYTES: Final = 32 * 1024 * 1024
 BATCH: Final = 256
 """Records until the broker's answers are looked at."""
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 _LOGS: Final = """
 SELECT m.ticker, b.kind, b.effective_us FROM markets m
@@ -112,11 +115,15 @@ async def refusals(dsn: str, markets: dict[str, Extent]) -> dict[str, str]:
         for ticker, kind, effective_us in await connection.fetch(_LOGS, list(markets)):
             if kind == runs.GAP and effective_us <= markets[ticker].first_us:
                 continue
-            goes = "is not in the database any more" if effective_us is None else f"goes on to {effective_us} µs at least"
-            found[ticker] = f"its book is recorded already and {goes}; these frames begin at {markets[ticker].first_us} µs"
+            goes = "is not in the database any more" if effective_us is None else f"goes on to {_text(effective_us)} at least"
+            found[ticker] = f"its book is recorded already and {goes}; these frames begin at {_text(markets[ticker].first_us)}"
     finally:
         await connection.close()
     return found
+
+
+def _text(us: int) -> str:
+    return (_EPOCH + timedelta(microseconds=us)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 async def bring_in(
