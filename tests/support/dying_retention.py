@@ -15,7 +15,7 @@ import asyncpg
 
 from tests.support import past
 
-STATEMENTS = ("execute", "fetch", "fetchval", "copy_records_to_table")
+STATEMENTS = ("execute", "fetchval", "copy_records_to_table")  # BEGIN, COMMIT and the locks among them; all but what only looks
 COUNTED = {"book_events": "sum(events)", "tickers": "count(*)", "checkpoints": "count(*)"}
 
 

@@ -16,6 +16,7 @@ from kalshibook_core.postgres.partitions import DAY_US
 from kalshibook_core.wire import codec
 from kalshibook_core.wire.events import BookDelta, BookEvent, BookSnapshot, Checkpoint, Gap, Ticker
 from services.persister.archive import commit, files
+from services.persister.archive import repack as repacking
 from services.persister.archive.held import Record
 from services.persister.batch import Batch
 from services.persister.retention import verify
@@ -97,7 +98,7 @@ async def store(tables: Tables, events: Events, at_once: int = 97) -> None:
 
 async def archive(folder: Path, events: Events, at_once: int = 400) -> None:
     """Write them to an archive, in commits of so many records, behind what it has."""
-    commit.claim(Folder(folder), "a test's")
+    commit.claim(Folder(folder), "a test's", {}, False)
     for topic, made in events.items():
         at = await asyncio.to_thread(Archive(Folder(folder)).next_offset, topic, 0) or 0
         for first in range(0, len(made), at_once):
@@ -106,6 +107,16 @@ async def archive(folder: Path, events: Events, at_once: int = 400) -> None:
             life = files.make(topic, 0, at, at + len(values), "a", values)
             await commit.write(Folder(folder), life, lambda attempt: attempt())
             at += len(values)
+
+
+def repack(folder: Path) -> None:
+    """Put every day together, and delete what was put together."""
+    store = Folder(folder)
+    for topic in (topics.BOOK, topics.CHECKPOINTS, topics.TICKERS):
+        for held in Archive(store).held(topic.name):
+            for day in repacking.due(Archive(store), held, NOW_US, 0):
+                assert repacking.repack(store, held, day, f"r{day}", NOW_US)
+        repacking.sweep(store, topic.name, 0, NOW_US + 1, 1)
 
 
 async def retire(dsn: str, folder: Path, before_us: int = NOW_US) -> list[str]:
