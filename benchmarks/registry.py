@@ -6,9 +6,11 @@ resident memory is the process's, everything included.
 """
 
 import asyncio
+import gc
 import random
 import tempfile
 import time
+from array import array
 from pathlib import Path
 
 import httpx
@@ -59,28 +61,30 @@ async def _gather(announce: exchange.Announce, url: str, brokers: str) -> None:
                 while not file.exists():  # noqa: ASYNC110
                     await asyncio.sleep(0.05)
             resident = exchange.resident()
-            worst, changed = 0.0, clock.monotonic()  # the worst by CPU time: what else the machine does is not the registry's
-            tickers = desk.rng.sample(list(gatherer.registry.markets), CHANGES)
-            for ticker in tickers:
+            tickers, took = desk.rng.sample(list(gatherer.registry.markets), CHANGES), array("d")
+            gc.freeze()  # else the collector walks over this sample, within some change: a millisecond that is not the registry's
+            changed = clock.monotonic()
+            for ticker in tickers:  # each by CPU time: what else the machine does is not the registry's either
                 each = time.thread_time()
                 gatherer.registry.hear(Lifecycle(ticker, "determined", {}), clock.now_us())
                 for stirred in gatherer.registry.stirred(clock.now_us()):
                     rank = gatherer.registry.rank(stirred, clock.now_us())
                     gatherer._plan.drop(stirred) if rank is None else gatherer._plan.want(stirred, rank)
                 gatherer._plan.changes()
-                worst = max(worst, time.thread_time() - each)
+                took.append(time.thread_time() - each)
             change = (clock.monotonic() - changed) / CHANGES
         began = clock.monotonic()
         found = catalogue.load(file, url, desk.settings.statuses)
         assert found is not None and len(found[0].markets) == MARKETS
         loaded = clock.monotonic() - began
-        size = file.stat().st_size
+        size, slowest = file.stat().st_size, sorted(took)
     announce(
         [
             Row.of("registry: a million markets read, published and planned", planned, "s", bare),
             Row.of("registry: resident memory of the process", resident / 1e6, "MB", before / 1e6),
             Row("registry: one lifecycle change applied, mean", change * 1e6, "us", None, None),  # type: ignore[arg-type]
-            Row("registry: one lifecycle change applied, worst of 20,000, CPU", worst * 1e6, "us", None, None),  # type: ignore[arg-type]
+            Row("registry: one lifecycle change applied, p99.9, CPU", slowest[-CHANGES // 1000] * 1e6, "us", None, None),  # type: ignore[arg-type]
+            Row("registry: one lifecycle change applied, worst of 20,000, CPU", slowest[-1] * 1e6, "us", None, None),  # type: ignore[arg-type]
             Row("registry: loaded again after a restart", loaded, "s", None, None),  # type: ignore[arg-type]
             Row("registry: size on disk", size / 1e6, "MB", None, None),  # type: ignore[arg-type]
         ]
