@@ -91,7 +91,8 @@ WHERE market_id = $1 AND channel = 'orderbook_delta' AND start_us <= $2 ORDER BY
 
 _TRADES: Final = """
 SELECT trade_id, exchange_us, recv_us, yes_price, no_price, count, taker_side, is_block_trade, origin FROM trades
-WHERE market_id = $1 AND exchange_us < $2 AND (exchange_us, trade_id) > ($3, $4) ORDER BY exchange_us, trade_id LIMIT $5"""
+WHERE market_id = $1 AND exchange_us < $2 AND exchange_us >= $3 AND (exchange_us, trade_id) > ($3, $4)
+ORDER BY exchange_us, trade_id LIMIT $5"""
 
 _GAPS: Final = """
 SELECT m.ticker, g.market_id, g.channel, g.start_us, g.end_us, g.cause, g.opened_version, g.filled_us,
