@@ -1,5 +1,8 @@
 """What the archive takes: bytes a row on disk and rows a second, on generated order flow, from Kafka's bytes to durable files.
 
+Then the same rows as a day leaves them, a commit for every ten seconds of them, before and after they are put together; and a
+quiet day: 40 markets, a commit every quarter of an hour.
+
 A gatherer's frames of 200 markets of two dozen series, heavy-tailed and in bursts, go through the deduplicator; what comes out is
 archived as one commit of a partition, into a folder. Frames arrive 8 ms late and more, at random. Bare, for bytes: the same rows
 as Kafka has them; for rows a second: only decoding them. Bytes are those of all objects, manifests and commit included.
@@ -21,13 +24,15 @@ from kalshibook_core.wire.events import BOOK, TRADES, BookDelta, BookSnapshot, G
 from kalshibook_tools.simulator.flow import Flow
 from kalshibook_tools.simulator.market import Delta, Snapshot, Trade
 from services.deduplicator.partition import Partition
-from services.persister.archive import commit, files
+from services.persister.archive import commit, files, repack
 from services.persister.archive.held import Record
 
 NAME = "archive"
 
 _FRAMES = 280_000
 _RATE = 2_000.0
+_SECONDS_A_COMMIT = 10
+_QUIET_FRAMES = 30_000
 _START_US = 1_790_000_000_000_000
 
 
@@ -39,7 +44,47 @@ def run(addresses: Any) -> list[Row]:
     for topic, what, records in (("kalshi.book.v1", "a book event", book), ("kalshi.raw.v1", "a raw frame", raw)):
         with tempfile.TemporaryDirectory(prefix="kb-bench-") as folder:
             rows += _measure(Path(folder), topic, what, records)
-    return rows
+    for topic, what, records in (("kalshi.book.v1", "a book event", book), ("kalshi.raw.v1", "a raw frame", raw)):
+        rows += _repacked(topic, what, records, _SECONDS_A_COMMIT * _RATE)
+    _, quiet = _flow(frames=_QUIET_FRAMES, rate=_QUIET_FRAMES / 86_400, markets=40, step_us=60_000_000)
+    return rows + _repacked("kalshi.book.v1", "a book event of a quiet day", quiet, len(quiet) / 96)
+
+
+def _repacked(topic: str, what: str, records: list[Record], a_commit: float) -> list[Row]:
+    with tempfile.TemporaryDirectory(prefix="kb-bench-") as place:
+        store, first = Folder(Path(place)), 0
+        for start in range(0, len(records), int(a_commit)):
+            batch = records[start : start + int(a_commit)]
+            made = files.make(topic, 0, first, first := batch[-1].offset + 1, "a", batch)
+            asyncio.run(commit.write(store, made, lambda attempt: attempt()))
+        before = _taken(Path(place))
+        held, archive = Archive(store).held_of(topic, 0), Archive(store)
+        long_after = 1 << 60
+        began = time.process_time()
+        for day in repack.due(archive, held, long_after, 0):
+            repack.repack(store, held, day, "r", long_after)
+        took = time.process_time() - began
+        repack.sweep(store, topic, 0, long_after + 1, 1)
+        after = _taken(Path(place))
+    count = len(records)
+    return [
+        Row.of(f"archive: {what}, put together, Parquet alone (bare: before)", *_each(after[2], before[2], count)),
+        Row.of(f"archive: {what}, put together, manifests and all (bare: before)", *_each(after[1], before[1], count)),
+        Row.of(f"archive: {what}, files put together (bare: before)", after[0], "files", before[0]),
+        Row(f"archive: {what}, put together, of its own CPU", round(count / took), "rows/s", None, None),
+    ]
+
+
+def _each(after: int, before: int, count: int) -> tuple[float, str, float]:
+    return round(after / count, 2), "bytes", round(before / count, 2)
+
+
+def _taken(place: Path) -> tuple[int, int, int]:
+    """Return how many Parquet files there are, what they take with their manifests, and without. The ledger is beside them."""
+    found = [path for path in place.rglob("*") if path.is_file() and path.parts[len(place.parts)] not in ("commits", "repacks")]
+    sizes = {path: path.stat().st_size for path in found}
+    alone = [size for path, size in sizes.items() if path.suffix == ".parquet"]
+    return len(alone), sum(sizes.values()), sum(alone)
 
 
 def _measure(folder: Path, topic: str, what: str, records: list[Record]) -> list[Row]:
@@ -76,8 +121,10 @@ def _took(work: Callable[[], Any]) -> float:
     return time.perf_counter() - began
 
 
-def _flow() -> tuple[list[Record], list[Record]]:
-    flow, partition, rng = Flow(seed=1, markets=200, start_us=_START_US), Partition(), random.Random(1)
+def _flow(
+    frames: int = _FRAMES, rate: float = _RATE, markets: int = 200, step_us: int = 1_000_000
+) -> tuple[list[Record], list[Record]]:
+    flow, partition, rng = Flow(seed=1, markets=markets, start_us=_START_US), Partition(), random.Random(1)
     raw: list[Record] = []
     book: list[Record] = []
     seqs = {1: 0, 2: 0}
@@ -103,8 +150,8 @@ def _flow() -> tuple[list[Record], list[Record]]:
 
     for happening in flow.opening():
         hear(now, happening)
-    while len(raw) < _FRAMES:
-        now += 1_000_000
-        for at_us, happening in flow.advance(now, _RATE):
+    while len(raw) < frames:
+        now += step_us
+        for at_us, happening in flow.advance(now, rate):
             hear(at_us, happening)
     return raw, book

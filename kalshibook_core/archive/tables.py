@@ -19,6 +19,7 @@ of their records, in row groups whose statistics say the markets. What the order
 
     late_us              recv_us - effective_us
     contracts, hundredths  size, divided by 100, and what is left over
+    raw_step             raw_offset less that of the market's last row in the row group
 """
 
 import io
@@ -268,18 +269,26 @@ def _book_events(columns: list[list[Any]]) -> Iterator[Row]:
 
 def _repacked_book_rows(rows: Sequence[Row]) -> list[Any]:
     made: list[Any] = []
+    last: dict[str, int] = {}
     for row in _book_rows(rows):
-        effective_us, recv_us, size = row[3], row[5], row[9]
+        ticker, effective_us, recv_us, size, raw_offset = row[1], row[3], row[5], row[9], row[-1]
         sizes = (None, None) if size is None else divmod(size, 100)
-        made.append((*row[:5], to_signed((recv_us - effective_us) & MASK), *row[6:9], *sizes, *row[10:]))
+        step = to_signed((raw_offset - last.get(ticker, 0)) & MASK)
+        made.append((*row[:5], to_signed((recv_us - effective_us) & MASK), *row[6:9], *sizes, *row[10:-1], step))
+        last[ticker] = raw_offset
     return made
 
 
 def _repacked_book_events(columns: list[list[Any]]) -> Iterator[Row]:
-    effective, late, contracts, hundredths = columns[3], columns[5], columns[9], columns[10]
+    tickers, effective, late, contracts, hundredths = columns[1], columns[3], columns[5], columns[9], columns[10]
     received = [to_signed((at + after) & MASK) for at, after in zip(effective, late, strict=True)]
     sizes = [None if whole is None else whole * 100 + rest for whole, rest in zip(contracts, hundredths, strict=True)]
-    return _book_events([*columns[:5], received, *columns[6:9], sizes, *columns[11:]])
+    last: dict[str, int] = {}
+    offsets: list[int] = []
+    for ticker, step in zip(tickers, columns[-1], strict=True):
+        last[ticker] = to_signed((last.get(ticker, 0) + step) & MASK)
+        offsets.append(last[ticker])
+    return _book_events([*columns[:5], received, *columns[6:9], sizes, *columns[11:-1], offsets])
 
 
 def _trade_rows(rows: Sequence[Row]) -> list[Any]:
@@ -406,8 +415,9 @@ def _repacked(table: Table) -> Table:
         return table
     columns: dict[str, Any] = {}
     for name, kind in table.columns.items():
-        columns |= {"recv_us": {"late_us": kind}, "size": {"contracts": kind, "hundredths": kind}}.get(name, {name: kind})
-    split = ("late_us", "contracts", "hundredths")
+        instead = {"recv_us": ("late_us",), "size": ("contracts", "hundredths"), "raw_offset": ("raw_step",)}
+        columns |= dict.fromkeys(instead.get(name, (name,)), kind)
+    split = ("late_us", "contracts", "hundredths", "raw_step")
     return replace(table, columns=columns, rows=_repacked_book_rows, events=_repacked_book_events, split=split)
 
 
