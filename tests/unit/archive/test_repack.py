@@ -1,6 +1,7 @@
 """A finished day is put together and says what it said before, whoever else does the same and wherever it is cut."""
 
 import asyncio
+import dataclasses
 import random
 from itertools import count
 from pathlib import Path
@@ -54,9 +55,12 @@ def test_a_day_put_together_says_what_it_said(tmp_path: Path, topic: str) -> Non
     events: list = made.book(1, 1_200, pause_us=180_000_000) if topic == TOPIC else made.raw(1, 700)
     put(store, topic, events, 40)
     before, old = said(store, topic), parquet(tmp_path)
-    days = all_days(store, topic)
+    held = Archive(store).held_of(topic, 0)
+    days = repack.due(Archive(store), held, LONG_AFTER, 0)
     assert len(days) > 1
-    assert said(store, topic) == before
+    for day in days:  # commits reach over midnight: of each a part is put together, and a part not yet
+        assert repack.repack(store, held, day, f"r{day}", LONG_AFTER) is not None
+        assert said(store, topic) == before
     assert repack.sweep(store, topic, 0, LONG_AFTER, 1) == 0  # the time of grace is not over
     assert repack.sweep(store, topic, 0, LONG_AFTER + 5, 5) == len(old)
     assert said(store, topic) == before
@@ -182,7 +186,7 @@ def test_nothing_is_deleted_while_a_new_file_is_not_what_was_written(tmp_path: P
     assert old <= parquet(tmp_path)
 
 
-def test_what_the_storage_gives_back_wrong_is_not_sealed(tmp_path: Path) -> None:
+def test_what_the_storage_gives_back_wrong_is_not_sealed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Lying(Folder):
         def get(self, path: str) -> bytes:
             content = super().get(path)
@@ -194,4 +198,9 @@ def test_what_the_storage_gives_back_wrong_is_not_sealed(tmp_path: Path) -> None
         repack.repack(Lying(tmp_path), held, FIRST, "rx", LONG_AFTER)
     with pytest.raises(repack.Abandoned):
         repack.repack(Folder(tmp_path), held, FIRST, "ry", LONG_AFTER, lambda: True)
+    sound = tables.FORMATS[key := ("book", tables.REPACKED)]
+    wrong = dataclasses.replace(sound, rows=lambda rows: [(*row[:7], 7, *row[8:]) for row in sound.rows(rows)])
+    monkeypatch.setitem(tables.FORMATS, key, wrong)
+    with pytest.raises(repack.Unequal):
+        repack.repack(Folder(tmp_path), held, FIRST, "rz", LONG_AFTER)
     assert not list(tmp_path.glob("repacks/**/*.json"))
