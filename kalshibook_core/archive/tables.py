@@ -410,7 +410,9 @@ BY_NAME: Final = {table.name: table for table in BY_TOPIC.values()}
 
 
 def _repacked(table: Table) -> Table:
-    table = replace(table, format=REPACKED, row_group=min(16_384, table.row_group), zstd_level=19)
+    # Of payloads, level 19 takes an eighth less and sixteen times the time.
+    level = 12 if table.name == RAW.name else 19
+    table = replace(table, format=REPACKED, row_group=min(16_384, table.row_group), zstd_level=level)
     if table.name != BOOKS.name:
         return table
     columns: dict[str, Any] = {}
