@@ -17,7 +17,7 @@ from services.gateway.history.views import View, shown, written
 from services.gateway.history.walk import Walk
 from services.gateway.instants import LAST_US
 
-MAX_BYTES: Final = 32 * 2**20
+MAX_BYTES: Final = 24 * 2**20
 """What the rows of a page may take together; past it the page ends."""
 MAX_EVENTS: Final = 1_000_000
 """Events a page may walk over; past it the page ends."""
@@ -43,14 +43,15 @@ class Samples:
 
     def __init__(self, asked: Asked, state: State | None, gaps: Iterable[tuple[int, int | None, str, int]]) -> None:
         """`gaps`: (start, end, cause, version that opened it) of those that touch the instants."""
-        self.rows: list[str] = []
+        self.rows: list[bytes] = []
         self.done = 0
         self.effective_us = 0 if state is None else state.effective_us
         self.instants = asked.from_us + asked.interval_us * np.arange(asked.number)
         self._asked, self._walk = asked, Walk(state)
         gaps_at = np.zeros(asked.number, np.int64)  # the version that opens a gap in which the instant lies
         for start, end, _, version in gaps:
-            gaps_at[(self.instants >= start) & (self.instants < (LAST_US if end is None else end))] = version
+            inside = (self.instants >= start) & (self.instants < (LAST_US if end is None else end))
+            gaps_at[inside] = np.maximum(gaps_at[inside], version)
         self._gaps = gaps_at.tolist()
         self._texts = intervals.texts(self.instants)
         self._head, self._levels, self._last, self._size = "", "", ("", ""), 0
@@ -92,7 +93,7 @@ class Samples:
         in_gap = walk.in_gap or walk.version < self._gaps[self.done]
         state = NOT_RECORDED if not walk.version else "gap" if in_gap else quality
         if not self._asked.changes_only or (state, self._levels) != self._last:
-            row = f'{{"at":"{self._texts[self.done]}","state":"{state}",{self._head},{self._levels}'
+            row = f'{{"at":"{self._texts[self.done]}","state":"{state}",{self._head},{self._levels}'.encode()
             self.rows.append(row)
             self._last = state, self._levels
             self._size += len(row)
