@@ -56,7 +56,7 @@ _PROBLEMS: Final[dict[int | str, dict[str, Any]]] = {
     409: {"model": models.Envelope, "description": "`incomplete`: with `strict=true`; `details.quality` says what is missing."},
     422: {"model": models.Envelope, "description": "`invalid_parameter`: the message says what is expected."},
     500: {"model": models.Envelope, "description": "`internal`, or `corrupt_history`: what is stored contradicts itself."},
-    503: {"model": models.Envelope, "description": "`storage_unavailable`, `metering_unavailable`: try again."},
+    503: {"model": models.Envelope, "description": "`storage_unavailable`, `metering_unavailable`, `not_measured`: try again."},
 }
 _CODES: Final = {404: "not_found", 405: "method_not_allowed"}
 

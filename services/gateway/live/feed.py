@@ -29,6 +29,9 @@ TAIL: Final = 10_000
 RETRY_SECONDS: Final = 1.0
 COVERAGE_SECONDS: Final = 1.0
 
+FREE: Final = b'{"type":"quality"'
+"""What a message that tells of quality begins with; no credit is taken for it."""
+
 TOPICS: Final = {BOOK: topics.BOOK, TRADES: topics.TRADES}
 """By channel."""
 

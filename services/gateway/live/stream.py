@@ -25,7 +25,7 @@ from kalshibook_core.orderbook.checksum import to_hex
 from kalshibook_core.wire.events import Checkpoint
 from services.gateway import completeness, forms, instants
 from services.gateway.errors import ApiError, unknown_market
-from services.gateway.live.feed import Feed, quality
+from services.gateway.live.feed import FREE, Feed, quality
 
 MAX_TICKERS: Final = 1_000
 """Markets one socket may follow."""
@@ -176,13 +176,14 @@ class Socket:
         self.push(problem(error))
 
     async def send(self, websocket: WebSocket, per_credit: int, charge: Callable[[], Awaitable[None]]) -> None:
-        """Send what waits, taking a credit before the first of every `per_credit` messages."""
+        """Send what waits, taking a credit before the first of every `per_credit` messages; what tells of quality is free."""
         sent = 0
         while True:
             await self._wake.wait()
             self._wake.clear()
             while self._outgoing:
-                if sent % per_credit == 0:
+                free = self._outgoing[0].startswith(FREE)
+                if sent % per_credit == 0 and not free:
                     try:
                         await charge()
                     except ApiError as error:
@@ -191,7 +192,7 @@ class Socket:
                 if len(self._outgoing) <= self._queue // 2:
                     self._drained.set()
                 await websocket.send({"type": "websocket.send", "text": message.decode()})
-                sent += 1
+                sent += not free
 
     async def receive(self, websocket: WebSocket) -> None:
         """Do what the client asks; what cannot be read is answered with an error and changes nothing."""

@@ -11,6 +11,7 @@ from kalshibook_core.wire.coverage import MATCH, MISMATCH, UNKNOWN, Latency
 from kalshibook_core.wire.events import BOOK, LAG_US
 from kalshibook_core.wire.quality import TRADES_AFTER_US, Quality, Record, Span, of_span
 from services.gateway.completeness import OVER
+from services.gateway.errors import ApiError
 
 TIMEOUT: Final = 10.0
 MOST: Final = 10_000
@@ -38,6 +39,7 @@ WHERE market_id = $1 AND effective_us < $2 AND effective_us >= $3 ORDER BY effec
 _LAST_TRADE: Final = "SELECT max(exchange_us) FROM trades WHERE market_id = $1"
 
 UNMEASURED: Final = 48
+"""Hours of one market that an answer measures by itself."""
 
 _KNOWN: Final = "SELECT id, status, updated_us FROM markets WHERE ticker = $1"
 _HOURS: Final = """
@@ -130,12 +132,15 @@ class Store:
     async def hours(self, market_id: int, from_us: int, to_us: int) -> list[Counts]:
         """Return what was counted of the market's hours in [from_us, to_us) of which anything is stored, in no order.
 
-        Hours with rows that are not measured yet are measured now, the last `UNMEASURED` of them.
+        Hours with rows that are not measured yet are measured now; raises the 503 where there are more than `UNMEASURED`.
         """
         found = {
             row["hour_us"]: _counts(row) for row in await self._pool.fetch(_HOURS, market_id, from_us, to_us, timeout=TIMEOUT)
         }
-        due = [row[0] for row in await self._pool.fetch(_DUE, market_id, from_us, to_us, UNMEASURED, timeout=TIMEOUT)]
+        due = [row[0] for row in await self._pool.fetch(_DUE, market_id, from_us, to_us, UNMEASURED + 1, timeout=TIMEOUT)]
+        if len(due) > UNMEASURED:
+            text = f"More than {UNMEASURED} hours of this range are stored and not measured yet; ask for fewer, or again later."
+            raise ApiError(503, "not_measured", text)
         if due:
             async with self._pool.acquire() as connection:
                 measured = await coverage.measure(connection, [(market_id, hour_us) for hour_us in due])

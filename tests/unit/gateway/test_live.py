@@ -1,5 +1,8 @@
 """What a stream is made of, without a socket: rings, coverage, and one client's place in its markets."""
 
+import asyncio
+from types import SimpleNamespace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -7,7 +10,7 @@ from kalshibook_core.kafka.cluster import Cluster
 from kalshibook_core.wire import codec
 from kalshibook_core.wire.events import LAG_US
 from services.gateway.live.coverage import Coverage
-from services.gateway.live.feed import Feed
+from services.gateway.live.feed import FREE, Feed, quality
 from services.gateway.live.rings import Rings
 from services.gateway.live.stream import Socket
 from tests.support.canonical import Market
@@ -72,3 +75,28 @@ def test_a_full_socket_is_cut_and_takes_no_more() -> None:
     socket.end(1001, "going away")
     assert list(socket._outgoing) == [b"%d" % number for number in range(1, 16)]
     assert socket._why == (1008, "too slow")
+
+
+async def test_what_tells_of_quality_is_sent_free_of_charge() -> None:
+    socket = Socket(Feed(Cluster("nowhere"), 10, lambda: 0.0), 100)
+    told = [quality("a", 1, 1, None), b"1", quality("a", 2, 2, (2, None, "disconnect")), b"2", quality("a", 3, 3, None), b"3"]
+    assert all(message.startswith(FREE) for message in told[::2])
+    sent: list[bytes] = []
+
+    async def send(message: dict[str, str]) -> None:
+        sent.append(message["text"].encode())
+        if len(sent) == len(told):
+            socket.end(1001, "going away")
+
+    async def charge() -> None:
+        sent.append(b"charged")
+
+    for message in told:
+        socket.push(message)
+    told[5:5] = [b"charged"]
+    told[1:1] = [b"charged"]
+    async with asyncio.TaskGroup() as tasks:
+        sending = tasks.create_task(socket.send(SimpleNamespace(send=send), 2, charge))  # type: ignore[arg-type]
+        await socket._ended.wait()
+        sending.cancel()
+    assert sent == told
