@@ -130,7 +130,7 @@ async def test_every_version_once_and_a_slow_client_cut_alone(
 
         async def fast(join_after: int) -> Client:
             client = Client()
-            await gateway.eventually(lambda: published(join_after), 60)
+            await gateway.eventually(lambda: published(join_after), 200)
             async with connect(address(process), additional_headers=headers, max_queue=1000) as websocket:
                 await websocket.send(subscribe(*tickers))
                 await client.follow(websocket, dict.fromkeys(tickers, total))
@@ -148,7 +148,7 @@ async def test_every_version_once_and_a_slow_client_cut_alone(
             client = Client()
             async with connect(address(process), additional_headers=headers, sock=narrow, max_queue=1) as websocket:
                 await websocket.send(subscribe(*tickers))
-                await gateway.eventually(lambda: cut(process), 120)
+                await gateway.eventually(lambda: cut(process), 200)
                 with pytest.raises(ConnectionClosed) as closed:
                     while True:
                         client.take(await websocket.recv())
