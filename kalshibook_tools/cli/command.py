@@ -115,20 +115,25 @@ def run(work: Coroutine[Any, Any, _T]) -> _T:
 
 def capture_environment(home: Path, env: Mapping[str, str], exchange: str | None) -> dict[str, str]:
     """Return the environment of a process that asks the exchange and writes to the broker: of what runs in `home`, where `env`
-    does not say otherwise. Raises ConfigurationError.
+    names no other broker. Raises ConfigurationError, also where it is not said which exchange: one's trades are not the other's.
     """
     from kalshibook_tools.supervisor.home import Home
 
     here, found = Home(home.resolve()), _with_addresses(home, env)
-    if exchange:
-        found["KB_KALSHI_ENV"] = exchange
-    elif "KALSHI_API_KEY_ID" not in found and "simulator" in here.state()["services"]:
+    simulated = not env.get("KB_KAFKA_BROKERS") and "simulator" in here.state()["services"]
+    if simulated and exchange:
+        raise ConfigurationError(f"--env {exchange}, but what runs in {home} records a simulator")
+    if simulated:
         try:
             told = json.loads((here.path / "simulator.json").read_text())
         except (OSError, ValueError) as error:
             raise ConfigurationError(f"the simulator of {home} does not say where it is ({error}): `kb up` first") from None
         found |= {"KB_KALSHI_WS_URL": told["ws_url"], "KB_KALSHI_REST_URL": told["rest_url"]}
         found |= {"KALSHI_API_KEY_ID": told["key_ids"][0], "KALSHI_PRIVATE_KEY_PATH": told["private_key_path"]}
+    elif exchange:
+        found["KB_KALSHI_ENV"] = exchange
+    elif not found.get("KB_KALSHI_ENV") and not found.get("KB_KALSHI_REST_URL"):
+        raise ConfigurationError("KB_KALSHI_ENV is not set: say --env demo or --env prod, whichever is recorded here")
     return found
 
 

@@ -32,6 +32,7 @@ def test_every_command_teaches() -> None:
         (["backfill", "trades", "--from", "2026-11-20"], {}, "--from and --to go together"),
         (["backfill", "trades", "--from", "yesterday"], {}, "is no instant"),
         (["import", ".", "--origin", "Not A Name"], {}, "lower case"),
+        (["backfill", "trades"], {"KB_KAFKA_BROKERS": "x:1", "KB_POSTGRES_DSN": "x"}, "--env demo or --env prod"),
         (["import", "."], {}, "KB_KAFKA_BROKERS is not set"),
         (["keys", "create", "--account", "a"], {}, "--plan"),
     ],
