@@ -11,7 +11,7 @@ finest present.
 
 import re
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, Final, NamedTuple
 
 import orjson
@@ -321,7 +321,7 @@ def _plain_second_us(text: bytes) -> int:
     return _second_us(text.decode())
 
 
-@lru_cache(maxsize=2 * numbers.ONE_DOLLAR)
+@cache  # of 20,000 spellings at most
 def _plain_price(text: bytes) -> int:
     return numbers.price(text.decode())
 

@@ -396,38 +396,42 @@ class MarketLog:
     ) -> bool:
         """Write what the log's leader of the moment says next: an event as `Heard` has it. Return whether nobody waits."""
         exchange_us, side, price, change, recv_us, clock_us, sid, seq, offset, whole = event
-        window, life = self.window, source.life
+        window, life, book = self.window, source.life, self.book
         before: Book | None = None
         if whole is None:
             try:
-                self.book.apply(side, price, change)
+                book.apply(side, price, change)
             except CorruptBook as error:
                 self._tell("corrupt_book", self.ticker, str(error))
                 source.breaks()
                 self._left(Cause.PARSE_FAILURE, self.effective_us)
                 return False
-            self.effective_us = max(self.effective_us, exchange_us or clock_us)
-        else:
-            before, self.book = self.book, whole
-            self.effective_us = max(self.effective_us, clock_us)
-        self.version += 1
-        checksum = self.book.checksum
-        if whole is None:
+            self.version = version = self.version + 1
+            effective_us = exchange_us or clock_us
+            if effective_us > self.effective_us:
+                self.effective_us = effective_us
+            else:
+                effective_us = self.effective_us
+            checksum = book.checksum
             self.made.append(
                 _new(BookDelta, (
-                    self.ticker, self.version, self.effective_us, exchange_us, recv_us, side, price, change,
+                    self.ticker, version, effective_us, exchange_us, recv_us, side, price, change,
                     checksum - 0x1_0000_0000_0000_0000 if checksum >> 63 else checksum,
                     *life.where, life.generation, sid, seq, offset,
                 ))
             )  # fmt: skip
         else:
+            before, self.book = book, whole
+            self.effective_us = max(self.effective_us, clock_us)
+            self.version += 1
+            checksum = whole.checksum
             self._write_snapshot(life, (recv_us, sid, seq, offset), None, None)
         content = exchange_us, side, price, change
         window.append(content, checksum, offset, mark, before)
-        source.at = window.head
+        source.at = head = window.head
         life.gatherer.led += 1
         self._leader = life.where
-        if window.head - window.first >= self._trim_at:
+        if head - window.first >= self._trim_at:
             self._trim()
         if self.past or (len(self.sources) > 1 and self.waits):
             self._wake(content)
