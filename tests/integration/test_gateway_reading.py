@@ -144,7 +144,7 @@ async def test_the_best_levels_and_candles_tell_the_same_story(served: tuple[htt
     await connection.execute("INSERT INTO gaps VALUES ($1, $2, $3, 0, 'trade', 'disconnect')", first, first + step, market_id)
     whole = {"from": first - 1, "to": last + 1}
 
-    rows = await every(client, "/v1/bbo/KXA", **whole, limit=37)
+    rows = await every(client, "/v1/bbo/KXA", **whole, limit=7)
     assert [row["version"] for row in rows] == sorted({row["version"] for row in rows})
     number, shown_last = 0, None
     for event in events:
