@@ -63,9 +63,11 @@ async def test_what_was_missed_is_there_once_and_says_so(cluster: Cluster, datab
             return await count(statement, *arguments) == 0
 
         async def still() -> bool:
+            """Whether all that is in the topics is in the tables."""
             before = await count("SELECT sum(next_offset) FROM consumer_offsets")
             await asyncio.sleep(1)
-            return before == await count("SELECT sum(next_offset) FROM consumer_offsets")
+            lags = [await service.counter("lag_records") for service in (deduplicator, persister)]
+            return lags == [0, 0] and before == await count("SELECT sum(next_offset) FROM consumer_offsets")
 
         async with ingest, deduplicator, persister:
             await until(lambda: count("SELECT greatest(0, count(*) - 30) FROM trades"))
@@ -86,7 +88,7 @@ async def test_what_was_missed_is_there_once_and_says_so(cluster: Cluster, datab
             await connection.execute("UPDATE trades SET count = count + 1 WHERE trade_id = $1", falsified)
             captured = set(await stored(connection))
 
-            filling = await start("trades", "--age", "0", "--rate", "2")
+            filling = await start("trades", "--age", "0", "--rate", "1")
             await until(lambda: deduplicator.counter("rest_trades_total"))
             filling.kill()
             await filling.communicate()
