@@ -30,7 +30,7 @@ from services.gateway.history.store import Store
 from services.gateway.history.walk import Walk
 from services.persister.retention.store import BUSY, Changed, Proved
 from services.persister.retention.store import Store as Retention
-from services.persister.retention.verify import Differs
+from services.persister.retention.verify import Differs, Pending
 from services.persister.store import Store as Tables
 from tests.support import gateway, past
 from tests.support.parts import Session
@@ -236,7 +236,24 @@ async def test_what_the_archive_has_otherwise_is_not_dropped(database: str, tmp_
         await past.store(Tables(connections), events)
         with pytest.raises(Differs, match=named):
             await past.retire(database, tmp_path)
-        assert await connections.fetchval("SELECT count(*) FROM cold_spans WHERE market_id IS NULL") == 0
+
+
+async def test_what_is_still_on_its_way_into_the_archive_is_waited_for(database: str, tmp_path: Path) -> None:
+    market = past.busy("KXA-1", 1, 100, 1)
+    books = {topics.BOOK.name: market}
+    async with await pool.connect_pool(database, size=2) as connections:
+        await past.store(Tables(connections), books)
+        async with connections.acquire() as connection:
+            store, held, pending = Retention(connection), Archive(Folder(tmp_path)), Pending()
+            (partition,) = await store.over(past.NOW_US)
+            assert await pending.is_behind(store, held, partition, topics.BOOK.name)
+            await past.archive(tmp_path, books, at_once=60)
+            await past.store(
+                Tables(connections), {topics.BOOK.name: past.quiet("KXA-2", 2, [1])}
+            )  # of a day that is not looked at
+            assert not await pending.is_behind(store, held, partition, topics.BOOK.name)
+            await past.store(Tables(connections), {topics.BOOK.name: past.quiet("KXA-3", 3, [0])})  # of this one, late
+            assert await pending.is_behind(store, held, partition, topics.BOOK.name)
 
 
 async def test_what_the_table_lacks_or_gets_meanwhile_is_not_dropped(database: str, tmp_path: Path) -> None:

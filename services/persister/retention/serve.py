@@ -16,7 +16,7 @@ from services.persister.retention import verify
 from services.persister.retention.counters import Counters
 from services.persister.retention.settings import Settings
 from services.persister.retention.store import BUSY, Changed, Proved, Store
-from services.persister.retention.verify import TOPICS, Differs
+from services.persister.retention.verify import TOPICS, Differs, Pending
 from services.persister.store import RETRYABLE
 
 _TRIES: Final = 20
@@ -44,20 +44,22 @@ async def _session(settings: Settings, counters: Counters, stop: asyncio.Event) 
     """One connection to the database. Raises one of _AWAY when it is lost, or the archive's storage is."""
     connection = await pool.connect(settings.postgres_dsn)
     try:
-        store, archive = Store(connection), Archive(settings.store)
+        store, archive, pending = Store(connection), Archive(settings.store), Pending()
         counters.ready = True
         while not await store.alone():
             counters.state = "another runs"
             await _wait(stop, _LONGEST_PAUSE)
         while not stop.is_set():
-            await _look(settings, store, archive, counters, stop)
+            await _look(settings, store, archive, pending, counters, stop)
             counters.state = "waiting" if settings.hot_days else "KB_HOT_DAYS is not set: everything is kept"
             await _wait(stop, settings.pause_seconds)
     finally:
         connection.terminate()
 
 
-async def _look(settings: Settings, store: Store, archive: Archive, counters: Counters, stop: asyncio.Event) -> None:
+async def _look(
+    settings: Settings, store: Store, archive: Archive, pending: Pending, counters: Counters, stop: asyncio.Event
+) -> None:
     if not settings.hot_days:
         return
     before_us = clock.now_us() - settings.hot_days * DAY_US
@@ -67,12 +69,11 @@ async def _look(settings: Settings, store: Store, archive: Archive, counters: Co
         if partition.table == "book_events" and not await store.covered(partition):
             _log.info("coverage_behind", partition=partition.name, then="looked at again once all its hours are measured")
             continue
+        is_behind = await pending.is_behind(store, archive, partition, settings.cluster.topic(TOPICS[partition.table]))
         try:
             await _retire(settings, store, archive, partition, counters, stop)
         except (Differs, Damaged) as differs:
-            topic = TOPICS[partition.table]
-            # A row that is not archived yet is no difference: the archive writes when enough have come together.
-            if await verify.behind(store, archive, topic, settings.cluster.topic(topic)):
+            if is_behind and isinstance(differs, Differs):
                 behind += 1
                 _log.info("archive_behind", partition=partition.name, why=str(differs), then="looked at again")
             else:

@@ -93,6 +93,10 @@ class Store:
         """Return whether all hours of a day are measured, so that its events may go: `coverage` outlives them."""
         return await coverage.covered(self._connection, partition.start_us)
 
+    async def count(self, partition: Partition) -> int:
+        """Return how many rows a partition has."""
+        return int(await self._connection.fetchval(f"SELECT count(*) FROM {partition.name}"))
+
     async def positions(self, topic: str) -> dict[int, int]:
         """Return how far the persister has written a topic, by partition."""
         rows = await self._connection.fetch("SELECT partition, next_offset FROM consumer_offsets WHERE topic = $1", topic)
@@ -148,7 +152,7 @@ class Store:
         async with self._connection.transaction():
             await self._connection.execute(f"SET LOCAL lock_timeout = '{HELD_UP}'")
             await self._connection.execute(f"LOCK TABLE {partition.name} IN SHARE ROW EXCLUSIVE MODE")
-            if await self._connection.fetchval(f"SELECT count(*) FROM {partition.name}") != proved.rows:
+            if await self.count(partition) != proved.rows:
                 raise Changed(f"{partition.name} has other rows than were compared")
             events = sum(span.rows for span, _, _ in proved.spans)
             told = (partition.start_us, partition.end_us, events, proved.verified_us, now_us, partition.table, archive)

@@ -166,11 +166,23 @@ def _batches(tickers: Sequence[str], rows: Mapping[str, int], most: int) -> Iter
         yield batch
 
 
-async def behind(store: Store, archive: Archive, topic: Topic, name: str) -> bool:
-    """Return whether the tables have records of a topic, `name` in Kafka, that the archive does not have yet."""
-    positions = await store.positions(name)
-    for partition, stands_at in positions.items():
-        held = await asyncio.to_thread(partial(archive.next_offset, topic.name, partition))
-        if (held or 0) < stands_at:
-            return True
-    return False
+class Pending:
+    """Whether what the archive lacks of a partition may still be on its way there.
+
+    The archive writes when enough has come together, so while records come it is always somewhat behind the tables. What counts
+    is whether it has come as far as the tables had when the partition, with the rows it has, was first looked at.
+    """
+
+    def __init__(self) -> None:
+        self._noted: dict[str, tuple[int, Mapping[int, int]]] = {}  # rows, offsets that the tables had reached
+
+    async def is_behind(self, store: Store, archive: Archive, partition: Partition, name: str) -> bool:
+        """Return whether that may be so of what is compared after this call; `name` is its topic's in Kafka."""
+        rows = await store.count(partition)
+        if self._noted.get(partition.name, (None,))[0] != rows:
+            self._noted[partition.name] = rows, await store.positions(name)
+        for number, reached in self._noted[partition.name][1].items():
+            ask = partial(archive.next_offset, TOPICS[partition.table].name, number)
+            if (await asyncio.to_thread(ask) or 0) < reached:
+                return True
+        return False
