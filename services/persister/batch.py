@@ -138,7 +138,7 @@ class Batch:
     @property
     def last_effective_us(self) -> int:
         """The latest effective time of a book event in it, 0 without one."""
-        others = max((part[-1].effective_us for part in (self.snapshots, self.gaps) if part), default=0)
+        others = max((event.effective_us for part in (self.snapshots, self.gaps) for event in part), default=0)
         return max(others, int(self.deltas.effective_us.max(initial=0)))
 
     def tickers_named(self) -> set[str]:

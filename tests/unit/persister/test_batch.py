@@ -67,6 +67,11 @@ def test_a_batch_without_deltas_has_none():
     assert (batch.tickers_named(), batch.last_effective_us) == ({"M"}, AT)
 
 
+def test_the_latest_time_is_that_of_whichever_market_is_furthest():
+    other = SNAPSHOT._replace(market_ticker="N", effective_us=AT - 99)  # of another partition, behind it in the batch
+    assert batch_of(SNAPSHOT, GAP, other, GAP._replace(market_ticker="N", effective_us=AT - 98)).last_effective_us == AT + 5
+
+
 def test_settings_name_what_is_wrong():
     env = {"KB_KAFKA_BROKERS": "127.0.0.1:9092", "KB_POSTGRES_DSN": "postgresql://u:secret@h/d"}
     assert settings.from_env(env).batch_rows == 20_000
