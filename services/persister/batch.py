@@ -181,6 +181,14 @@ class Batch:
             found.update((ticker, each) for each in coverage.touched(max(start_us, end_us - _LATEST_US), end_us))
         return found
 
+    def days(self) -> set[int]:
+        """Return the beginnings of the days before its last that a gap lies in which has ended: what is said of them changes."""
+        day = partitions.DAY_US
+        ended = (
+            (max(gap.start_us, gap.end_us - _LATEST_US), gap.end_us) for gap in self.gap_rows.values() if gap.end_us is not None
+        )
+        return {each for start_us, end_us in ended for each in range(start_us - start_us % day, end_us - end_us % day, day)}
+
     @property
     def has_book_events(self) -> bool:
         """Whether `book_rows` will yield any."""

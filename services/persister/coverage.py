@@ -26,7 +26,7 @@ FENCE: Final = 0x6B62_636F
 _CLOSED: Final = "SELECT max(hour_us) FROM coverage_closed"
 _CLOSE: Final = "INSERT INTO coverage_closed SELECT $1, $2 WHERE $1 > coalesce((SELECT max(hour_us) FROM coverage_closed), -1)"
 _FIRST: Final = "SELECT min(recorded_us) FROM markets"
-_MARK_DAYS: Final = """
+MARK_DAYS: Final = """
 INSERT INTO conditions_due SELECT * FROM unnest($1::bigint[]) ON CONFLICT (day_us) DO UPDATE SET day_us = excluded.day_us"""
 
 _TAKE: Final = """
@@ -104,7 +104,7 @@ class Coverage:
                 before = hour_us if first is None else first - first % DAY_US - HOUR_US
             # Days whose last hour is closed now; those in which nothing was recorded among them.
             days = range(before + HOUR_US - (before + HOUR_US) % DAY_US, hour_us + HOUR_US - DAY_US + 1, DAY_US)
-            await connection.execute(_MARK_DAYS, list(days))
+            await connection.execute(MARK_DAYS, list(days))
 
     async def closed(self) -> int:
         """Return the last hour that is closed, -1 of none."""
@@ -130,7 +130,7 @@ class Coverage:
                 if (row := revision(where, hour, newest.get(where), now_us)) is not None
             ]
             await connection.copy_records_to_table("coverage", columns=_COLUMNS, records=made)
-            await connection.execute(_MARK_DAYS, sorted({row[0] - row[0] % DAY_US for row in made}))
+            await connection.execute(MARK_DAYS, sorted({row[0] - row[0] % DAY_US for row in made}))
             await connection.execute(_DONE, *asked)
         self.measured += len(made)
         return len(taken)

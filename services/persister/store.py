@@ -14,10 +14,11 @@ import structlog
 from kalshibook_core.postgres import levels, partitions, runs, trades
 from kalshibook_core.postgres.pool import UNREACHABLE
 from kalshibook_core.runtime import logs
+from kalshibook_core.wire.coverage import HOUR_US
 from kalshibook_core.wire.events import EVENT, SERIES, TRADES, Checkpoint
 from services.persister import batch as batches
 from services.persister.batch import Batch, Row, Source
-from services.persister.coverage import FENCE
+from services.persister.coverage import FENCE, MARK_DAYS
 
 RETRYABLE: Final = (
     *UNREACHABLE,
@@ -214,6 +215,9 @@ class Store:
             self._closed, self._due = closed, {due for due in self._due if due[1] > closed}
         if fresh := sorted(touched - self._due):
             await connection.execute(_DUE, *map(list, zip(*fresh, strict=True)))
+        # Of a market that is heard of late nothing is stored from before, and yet it is one more with a gap.
+        if days := sorted(day for day in batch.days() if day + partitions.DAY_US - HOUR_US <= closed):
+            await connection.execute(MARK_DAYS, days)
         return {due for due in fresh if due[1] > closed}
 
     async def write(self, batch: Batch, expected: Mapping[Source, int]) -> dict[str, int]:

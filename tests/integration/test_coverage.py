@@ -207,8 +207,13 @@ async def test_a_day_is_available_degraded_or_missing(database: str, connection:
         assert await written.conditions(AT) == [*days, (4, 1, "degraded")]
         await written.write(audit("KXDAY", AT + 5, "mismatch"), trade("KXDAY", 1, AT + 3 * DAY))
         await written.measure(AT + 5 * DAY + SETTLE_US)
-        corrected = [(0, 2, "degraded"), (3, 2, "degraded")]
-        assert await written.conditions(AT) == sorted([*days, (4, 1, "degraded"), *corrected])
+        corrected = [*days, (4, 1, "degraded"), (0, 2, "degraded"), (3, 2, "degraded")]
+        assert await written.conditions(AT) == sorted(corrected)
+        late = Market("KXUNHEARD", AT + 5 * DAY).event(1, 1)  # it trades since day 1, and nobody knew
+        assert isinstance(late, BookSnapshot)
+        await written.write(late._replace(gap_start_us=AT + DAY + 5, gap_cause="not_yet_subscribed"))
+        await written.measure(AT + 5 * DAY + SETTLE_US)
+        assert (1, 2, "degraded") in await written.conditions(AT)
 
 
 async def test_a_gap_told_late_is_measured_in_every_hour_it_touches(database: str, connection: "asyncpg.Connection[Any]") -> None:
