@@ -25,6 +25,7 @@ FENCE: Final = 0x6B62_636F
 
 _CLOSED: Final = "SELECT max(hour_us) FROM coverage_closed"
 _CLOSE: Final = "INSERT INTO coverage_closed SELECT $1, $2 WHERE $1 > coalesce((SELECT max(hour_us) FROM coverage_closed), -1)"
+_LAST_DUE: Final = "SELECT coalesce(max(hour_us), 0) FROM coverage_due"
 _FIRST: Final = "SELECT min(recorded_us) FROM markets"
 MARK_DAYS: Final = """
 INSERT INTO conditions_due SELECT * FROM unnest($1::bigint[]) ON CONFLICT (day_us) DO UPDATE SET day_us = excluded.day_us"""
@@ -88,8 +89,9 @@ class Coverage:
         self.days = 0
 
     async def close(self, book_us: int, now_us: int) -> None:
-        """Close the hours that a book which has come to `book_us` is surely past."""
-        reached = min(book_us, now_us) - SETTLE_US
+        """Close the hours that a book which has come to `book_us`, or to the last hour that is due, is surely past."""
+        # What was written before this process began shows in what is due: the last hour written in is, until it is closed.
+        reached = min(max(book_us, await self._pool.fetchval(_LAST_DUE)), now_us) - SETTLE_US
         hour_us = reached - reached % HOUR_US - HOUR_US
         if hour_us < 0 or hour_us <= await self.closed():
             return

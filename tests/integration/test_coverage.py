@@ -120,10 +120,11 @@ async def test_killed_at_random_every_hour_is_measured_as_it_was(
 
     async with Service("persister", cluster, tmp_path / "log", KB_POSTGRES_DSN=database, **small) as service:
         for part in range(3):
-            await until(lambda part=part: revisions(part * len(expected) // 4 + chance.randrange(1, len(expected) // 4)))  # type: ignore[misc]
+            least = part * len(expected) // 4 + chance.randrange(1, len(expected) // 4)
+            await until(lambda least=least: revisions(least), within=200)  # type: ignore[misc]
             service.kill()
             service.start()
-        await until(measured)
+        await until(measured, within=200)
         assert await service.drain() == 0
     rows = await connection.fetch(f"SELECT m.ticker, c.* FROM ({NEWEST}) c JOIN markets m ON m.id = c.market_id")
     assert {(row["ticker"], row["hour_us"]) for row in rows} == expected.keys()
@@ -166,6 +167,16 @@ async def test_what_comes_late_makes_a_further_revision_and_what_was_said_stays(
         await written.write(trade("KXLATE", 2, AT + 6_000_000))
         await written.measure(AT + DAY + SETTLE_US)
         assert (await written.revisions(AT))[-1] == (3, 3, 2)
+
+
+async def test_who_begins_anew_closes_what_was_written_before(database: str, connection: "asyncpg.Connection[Any]") -> None:
+    market = Market("KXANEW", AT)
+    async with await pool.connect_pool(database, size=3) as connections:
+        written = Written(connections, connection, NOW)
+        await written.write(market.event(1, 1), market.event(2, 3 * HOUR_US))
+        await written.measure(0)  # a process that has written nothing yet
+        assert await written.revisions(AT) == [(1, 1, 0)]
+        assert await written.revisions(AT + 3 * HOUR_US) == []
 
 
 async def test_whoever_writes_in_an_open_hour_is_waited_for(database: str, connection: "asyncpg.Connection[Any]") -> None:
