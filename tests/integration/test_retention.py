@@ -202,6 +202,26 @@ async def test_what_comes_late_for_a_dropped_day_is_answered_and_dropped_too(ses
     await session.drop_database(plain)
 
 
+@pytest.mark.parametrize("gone_by", [2, 40])
+async def test_what_is_dropped_while_it_is_read_is_read_to_its_end(database: str, tmp_path: Path, gone_by: int) -> None:
+    market = past.busy("KXA-1", 1, 600, 5)
+    await past.archive(tmp_path, past.topics_of(market))
+    async with await pool.connect_pool(database, size=2) as connections:
+        await past.store(Tables(connections), past.topics_of(market))
+        store = reader(connections, tmp_path)
+        number = await store.market_id("KXA-1")
+        assert number is not None
+        state, pieces = await store.scan(number, market[0].effective_us - 1, market[-1].effective_us)
+        walk, dropped = Walk(state), False
+        async for piece in pieces:
+            if not dropped:
+                dropped = bool(await past.retire(database, tmp_path, (past.DAY0 + gone_by) * DAY_US))
+            walk.take(piece)  # refuses a version that does not follow
+            walk.until(len(piece.version))
+        assert dropped
+        assert walk.version == len(market)
+
+
 def altered(topic: str, number: int, **change: Any) -> Change:
     """Return what falsifies one record on its way into the archive."""
 
