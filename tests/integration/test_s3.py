@@ -59,11 +59,10 @@ def test_what_a_cut_line_left_half_is_not_there(s3: S3) -> None:
     behind = s3.bucket("cut", line.endpoint)
     content = bytes(range(256)) * 60_000
     behind.put("whole", content)
-    for left in (0, 12_000_000):
-        line.left = left
-        with pytest.raises(OSError, match=r".+"):
-            behind.put("half", content)
-        assert [path for path, _ in store.listed("")] == ["whole"]
+    line.left = 12_000_000
+    with pytest.raises(OSError, match=r".+"):
+        behind.put("half", content)
+    assert [path for path, _ in store.listed("")] == ["whole"]
     line.left = None
     assert behind.get("whole") == content
     line.close()
