@@ -1,10 +1,11 @@
 """What happens where records are missing that the log cannot give again: nothing is written, and it is said until somebody acts.
 
 Going on would make a hole that looks like quiet markets, so the process stays, is not ready, shows how many records are missing
-(`lost_records`) and why (`halted`), and says it in the log once a minute. What a person can do says the runbook.
+(`lost_records`) and why (`halted`), says it in the log, and looks again every minute. What a person can do says the runbook.
 """
 
 import asyncio
+from contextlib import suppress
 from typing import Protocol
 
 import structlog
@@ -23,11 +24,13 @@ class Shown(Protocol):
 
 
 async def halt(why: Exception, records: int, shown: Shown, stop: asyncio.Event) -> None:
-    """Return when told to stop."""
+    """Return when it is time to look again, or when told to stop."""
     shown.ready, shown.halted, shown.lost_records = False, str(why), records
-    while not stop.is_set():
-        _log.error("halted", why=str(why), lost_records=records, then="nothing is written until somebody acts: see the runbook")
-        try:
-            await asyncio.wait_for(stop.wait(), _EVERY_SECONDS)
-        except TimeoutError:
-            continue
+    _log.error("halted", why=str(why), lost_records=records, then="nothing is written until somebody acts: see the runbook")
+    with suppress(TimeoutError):
+        await asyncio.wait_for(stop.wait(), _EVERY_SECONDS)
+
+
+def go_on(shown: Shown) -> None:
+    """Show that nothing is missing (any more)."""
+    shown.ready, shown.halted, shown.lost_records = True, "", 0

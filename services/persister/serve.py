@@ -16,7 +16,7 @@ from kalshibook_core.runtime.settings import ConfigurationError
 from services.persister.batch import Batch
 from services.persister.counters import Counters
 from services.persister.coverage import Coverage
-from services.persister.halt import halt
+from services.persister.halt import go_on, halt
 from services.persister.patience import Stopping, patiently
 from services.persister.settings import Settings
 from services.persister.store import RETRYABLE, OtherLog, Store, Superseded
@@ -49,10 +49,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
                     raise ConfigurationError(f"KB_POSTGRES_DSN: {other}") from None
                 async with asyncio.TaskGroup() as tasks:
                     tasks.create_task(_cover(settings, Coverage(connections), counters, stop), name="coverage")
-                    try:
-                        await _persist(settings, store, counters, stop)
-                    except OffsetLost as lost:
-                        await halt(lost, lost.records, counters, stop)
+                    await _persist(settings, store, counters, stop)
         except* Stopping:
             _log.warning("stopped_while_postgres_is_away", then="the next start goes on where the tables stand")
 
@@ -66,6 +63,8 @@ async def _persist(settings: Settings, store: Store, counters: Counters, stop: a
                 raise  # by a namesake: joining again would only push it out
             counters.superseded += 1
             _log.warning("partitions_lost", why=str(lost), then="the batch is dropped and the group joined again")
+        except OffsetLost as lost:
+            await halt(lost, lost.records, counters, stop)
 
 
 async def _cover(settings: Settings, coverage: Coverage, counters: Counters, stop: asyncio.Event) -> None:
@@ -87,17 +86,16 @@ async def _cover(settings: Settings, coverage: Coverage, counters: Counters, sto
 
 async def _consume(settings: Settings, store: Store, counters: Counters, stop: asyncio.Event) -> None:
     """One membership in the group. Raises Superseded when another process turns out to own what this one thought to own."""
-    batch, begun = Batch(), 0.0
+    batch, begun, joined = Batch(), 0.0, False
     expected: dict[tuple[str, int], int] = {}
 
     async def assigned(ours: set[TopicPartition]) -> dict[TopicPartition, int]:
         # Called between two polls, never while a batch is being written. Rows of what was ours before are dropped with the batch
         # and read again, by us or by the new owner, from where the tables stand.
-        nonlocal batch
-        batch = Batch()
+        nonlocal batch, joined
+        batch, joined = Batch(), True
         expected.clear()
         expected.update(await _patiently(lambda: store.positions(sorted(ours)), stop, counters))
-        counters.ready = True
         _log.info("assigned", partitions=len(ours))
         # A new database begins with what the log has; in one that is not new nothing may be missing.
         return {partition: expected[partition] for partition in ours if expected[partition]}
@@ -114,6 +112,8 @@ async def _consume(settings: Settings, store: Store, counters: Counters, stop: a
             await _make_ahead(store, stop, counters)
             left = begun + settings.batch_seconds - clock.monotonic() if batch.next else _POLL_MS / 1000
             polled = await consumer.poll(settings.batch_rows, timeout_ms=max(0, int(left * 1000)))
+            if joined:
+                go_on(counters)
             if not batch.next:
                 begun = clock.monotonic()
             for source, records in polled.items():

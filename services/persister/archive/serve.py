@@ -20,7 +20,7 @@ from services.persister.archive import commit, files, repack
 from services.persister.archive.counters import Counters
 from services.persister.archive.held import Held, Waiting, due
 from services.persister.archive.settings import Settings
-from services.persister.halt import halt
+from services.persister.halt import go_on, halt
 from services.persister.patience import Stopping, patiently
 
 TOPICS: Final = (topics.RAW, topics.BOOK, topics.TRADES, topics.TICKERS, topics.LIFECYCLE, topics.CHECKPOINTS)
@@ -45,17 +45,18 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     async with health.serve(
         settings.health_port, lambda: counters.ready, counters.shown, service="archive", host=settings.health_host
     ):
-        try:
-            member = _Member(settings, counters, stop)
-            await member.claim()
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(member.run())
-                tasks.create_task(member.repack())
-        except* (OffsetLost, commit.Vanished) as group:
-            (lost, *_) = _flat(group)
-            await halt(lost, getattr(lost, "records", 0), counters, stop)
-        except* Stopping:
-            _log.warning("stopped_while_storage_is_away", then="the next start goes on where the archive ends")
+        while not stop.is_set():
+            try:
+                member = _Member(settings, counters, stop)
+                await member.claim()
+                async with asyncio.TaskGroup() as tasks:
+                    tasks.create_task(member.run())
+                    tasks.create_task(member.repack())
+            except* (OffsetLost, commit.Vanished) as group:
+                (lost, *_) = _flat(group)
+                await halt(lost, getattr(lost, "records", 0), counters, stop)
+            except* Stopping:
+                _log.warning("stopped_while_storage_is_away", then="the next start goes on where the archive ends")
 
 
 def _flat(group: BaseExceptionGroup[Exception]) -> Iterator[Exception]:
@@ -73,7 +74,7 @@ class _Member:
         self._names = {settings.cluster.topic(topic): topic.name for topic in TOPICS}
         self._starts: dict[TopicPartition, int | None] = {}  # where each partition of ours stands in the archive
         self._waiting: dict[TopicPartition, Waiting] = {}
-        self._over = False
+        self._over = self._joined = False
 
     async def claim(self) -> None:
         cluster = self._settings.cluster
@@ -112,9 +113,8 @@ class _Member:
         if not self._settings.anew:
             for where in sorted(ours):
                 self._compare(where, begin[where], await self._consumer.committed(where) or 0)
-        self._starts, self._waiting = starts, {}
+        self._starts, self._waiting, self._joined = starts, {}, True
         self._consumer.pause(*ours)
-        self._counters.ready = True
         _log.info("assigned", partitions=len(ours))
         return begin
 
@@ -144,6 +144,8 @@ class _Member:
             before = self._waiting.get(where)
             self._waiting[where] = Waiting(records, before.since if before is not None and before.records else now)
         self._counters.waiting_records = sum(each.records for each in self._waiting.values())
+        if self._joined:
+            go_on(self._counters)
 
     async def _take(self, where: TopicPartition) -> None:
         """Read what waits of a partition, as much as one commit may have, and write it."""
