@@ -261,6 +261,16 @@ async def test_what_is_damaged_is_made_again_from_the_raw_rows_or_refused(databa
     assert await connection.fetch("SELECT * FROM checkpoints ORDER BY market_id, version") == right
     await connection.close()
 
+    await asyncio.to_thread(write, tmp_path / "b", written)
+    held = Archive(Folder(tmp_path / "b")).held_of(topics.BOOK.name, 2)
+    day = repack.due(Archive(Folder(tmp_path / "b")), held, 1 << 60, 0)[0]
+    repack.repack(Folder(tmp_path / "b"), held, day, "r", 1 << 60)
+    hurt(next((tmp_path / "b" / "repacks").rglob("*.json")))
+    assert (await verify(tmp_path / "b", "", "--keep")).exit_code == 1
+    fallen_back = await verify(tmp_path / "b", "", "--repair")  # what it stood for is not deleted yet
+    assert fallen_back.exit_code == 0, fallen_back.output
+    assert "what it stood for is there" in fallen_back.stderr
+
     hurt(sorted((place / "raw").rglob("*.parquet"))[0])
     refused = await verify(place, database, "--repair")
     assert refused.exit_code == 1 and "cannot be made again, nothing was changed: raw/" in refused.stderr
