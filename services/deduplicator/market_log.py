@@ -346,7 +346,9 @@ class MarketLog:
         if self._stands():
             return
         self._given_up()  # dead, as far as anybody knows
-        if self.whole and not self.ended:
+        # Of a market that has ended nothing more is lost; but what is known of its end may come before all that happened.
+        ahead = (each.standing is SEEKING and each.last_us > self.effective_us for each in [*self.sources.values(), *self.past])
+        if self.whole and (not self.ended or any(ahead)):
             self._gap(cause, start_us)
         self._begin_anew()
 

@@ -334,6 +334,20 @@ def test_nothing_is_lost_of_a_market_that_has_ended() -> None:
         assert brief(list(events))[1:] == [("snapshot", 2, 61 * S, None)]
 
 
+def test_what_was_lost_before_a_market_ended_is_told_though_its_end_is_known_already() -> None:
+    """The end comes by REST, and before what a gatherer that lags has still to deliver."""
+    g, lags = Source(), Source("g2")
+    again = Source("g2", generation=T0 + 60 * S)
+    led = [*known(g), *known(lags), g.delta(11 * S, "yes", 4800, 5), lags.delta(11 * S, "yes", 4800, 5)]
+    lost = [g.delta(12 * S, "no", 5100, 9), g.broken(12 * S), g.snapshot(14 * S, {4800: 7}, {}), g.delta(15 * S, "yes", 4800, 1)]
+    told = brief(receive(*led, *lost, g.rest(20 * S, status="finalized"), again.snapshot(61 * S, {}, {})))
+    assert [event for event in told if event[0] != "lifecycle"][3:6] == [
+        ("gap", 4, 12 * S, "disconnect"),
+        ("snapshot", 5, 14 * S, (12 * S, "disconnect")),
+        ("delta", 6, 15 * S, (0, 4800, 1)),
+    ]
+
+
 def test_a_gap_in_trades_ends_with_the_market() -> None:
     g = Source()
     events = receive(g.resumed(S), g.broken(20 * S, "trade"), g.lifecycle(30 * S, event_type="determined"), g.resumed(40 * S))
