@@ -81,13 +81,19 @@ def books(file: File, number: int, tickers: Collection[str]) -> Iterator[tuple[s
     codes, names = column.indices.to_numpy(), column.dictionary.to_pylist()
     order = np.argsort(codes, kind="stable")
     starts = np.flatnonzero(np.diff(codes[order], prepend=-1))
-    by_market = group if len(starts) == 1 else group.take(order)
+    rows = group if len(starts) == 1 else group.take(order)
+    whole = _columns(rows, starts, file.table.format == REPACKED)
+    places = np.flatnonzero(whole.kind == SNAPSHOT)
+    sides = (rows.column(name).take(pa.array(places)).to_pylist() if places.size else [] for name in ("yes", "no"))
+    levels = [(_pairs(yes), _pairs(no)) for yes, no in zip(*sides, strict=True)]
     for start, end in zip(starts.tolist(), [*starts[1:].tolist(), len(order)], strict=True):
-        yield names[codes[order[start]]], _books(by_market.slice(start, end - start), file.table.format == REPACKED)
+        first, last = places.searchsorted([start, end]).tolist()
+        its = dict(zip(whole.version[places[first:last]].tolist(), levels[first:last], strict=True))
+        yield names[codes[order[start]]], whole.cut(start, end)._replace(levels=its)
 
 
-def _books(rows: Any, repacked: bool) -> Books:
-    """Return the rows of one market of one row group: `tables` has the rules by which a null is told."""
+def _columns(rows: Any, starts: Longs, repacked: bool) -> Books:
+    """Return rows, market by market, without levels: `tables` has the rules by which a null is told."""
     told = {name: rows.column(name) for name in rows.column_names}
     kind = _filled(pc.index_in(told["kind"], value_set=pa.array(list(_KINDS)))) + 1
     effective = _filled(told["effective_us"])
@@ -97,19 +103,14 @@ def _books(rows: Any, repacked: bool) -> Books:
     side, price = _filled(told["side"]), _filled(told["price"])
     size = _filled(told["contracts"]) * 100 + _filled(told["hundredths"]) if repacked else _filled(told["size"])
     delta = np.where(pc.fill_null(told["added"], False).to_numpy(), size, -size)
-    anchor = _anchors(_null(told["version"]))
-    version = _filled(told["version"])[anchor] + np.arange(len(anchor)) - anchor
     unsaid = _null(told["checksum"])
-    anchor = _anchors(unsaid)
+    anchor = _anchors(_null(told["version"]), starts)
+    version = _filled(told["version"])[anchor] + np.arange(len(anchor)) - anchor
+    anchor = _anchors(unsaid, starts)
     change = np.where(unsaid, delta, 0).astype(np.uint64) * _weights(side, price)
     total = np.cumsum(change, dtype=np.uint64)
     checksum = (_filled(told["checksum"])[anchor].view(np.uint64) + total - total[anchor]).view(np.int64)
-    whole = np.flatnonzero(kind == SNAPSHOT)
-    levels = {}
-    if whole.size:
-        sides = (rows.column(name).take(pa.array(whole)).to_pylist() for name in ("yes", "no"))
-        levels = {v: (_pairs(yes), _pairs(no)) for v, yes, no in zip(version[whole].tolist(), *sides, strict=True)}
-    return Books(version, effective, exchange, recv, kind, side, price, delta, checksum, levels)
+    return Books(version, effective, exchange, recv, kind, side, price, delta, checksum, {})
 
 
 def _pairs(levels: Sequence[dict[str, int]]) -> list[Level]:
@@ -127,9 +128,9 @@ def _filled(column: Any) -> Longs:
     return found
 
 
-def _anchors(unsaid: NDArray[np.bool_]) -> Longs:
-    """Return for each row the last one before it, or it, that says its number itself."""
-    if unsaid[0]:
+def _anchors(unsaid: NDArray[np.bool_], starts: Longs) -> Longs:
+    """Return for each row the last one of its market, it or before it, that says its number itself."""
+    if unsaid[starts].any():
         raise ValueError("the first row of a market in a row group does not say its version and checksum")
     found: Longs = np.maximum.accumulate(np.where(unsaid, 0, np.arange(len(unsaid))))
     return found
