@@ -144,15 +144,15 @@ async def _measured(dsn: str, place: Folder, what: str, file: Path | None) -> li
     dice = random.Random(2)
     async with await pool.connect_pool(dsn, size=1) as connections:
         past = Past(Archive(place))
-        rows, nothing = past._books, type(past._books)(0)
+        kept, nothing = (past._books, past._checkpoints), type(past._books)(0)
         store = Store(connections, Cold(connections, past))
         ids = dict(await connections.fetch("SELECT ticker, id FROM markets"))
 
-        async def ask(each: int, kept: bool) -> tuple[float, float]:
+        async def ask(each: int, keep: bool) -> tuple[float, float]:
             market = ids[BUSY if each % 10 else f"KXBENCH-{1 + dice.randrange(QUIET)}"]
             at = T0 + (dice.randrange(DAY_US) if each % 10 else DAY_US - 1)
-            if not kept:
-                past._books = nothing
+            if not keep:
+                past._books = past._checkpoints = nothing
             began, used = time.perf_counter(), time.process_time()
             state = await store.book_at(market, at)
             took = time.perf_counter() - began, time.process_time() - used
@@ -163,7 +163,7 @@ async def _measured(dsn: str, place: Folder, what: str, file: Path | None) -> li
 
         first = await ask(1, False)
         fresh = [await ask(each, False) for each in range(WARM + ASKED)][WARM:]
-        past._books = rows
+        past._books, past._checkpoints = kept
         again = [await ask(each, True) for each in range(WARM + ASKED)][WARM:]
     bare = None if file is None else _bare(file)
     name = f"cold: book at an instant from Parquet {what}"

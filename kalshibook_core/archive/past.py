@@ -4,8 +4,9 @@ An archive only grows and nothing in it changes, so what is remembered stays tru
 or so many rows); where that is not found, or a file is not, the archive is listed anew, once. What is still missing then, or
 damaged, raises Damaged: nothing is left out in silence. A file's content is compared with its digest before any of it is used.
 
-Bounds: files of `most_bytes` as they lie, and as many bytes of single markets' rows decoded; the names of `_ENTRIES` files, and
-what they hold of `_MARKETS` markets. Full, what was used longest ago is forgotten. Every call blocks: call from threads.
+Bounds: files of `most_bytes` as they lie, as many bytes of single markets' rows and a quarter of it of their checkpoints; the
+names of `_ENTRIES` files, and what they hold of `_MARKETS` markets. Full, what was used longest ago is forgotten. Every call
+blocks: call from threads.
 """
 
 from collections import OrderedDict
@@ -66,6 +67,7 @@ class Past:
         self._files: _Kept[bytes] = _Kept(most_bytes)
         self._groups: _Kept[list[Group]] = _Kept(_ENTRIES)
         self._books: _Kept[Books] = _Kept(most_bytes)
+        self._checkpoints: _Kept[tuple[list[tuple[int, int]], Any]] = _Kept(most_bytes // 4)
 
     def parts(self, place: Place, first: int, last: int, from_us: int, to_us: int) -> list[Part]:
         """Return where a market's book events of [from_us, to_us) are, of a day on which it has versions `first` to `last`.
@@ -129,8 +131,9 @@ class Past:
                 for number, group in reversed(list(enumerate(self._spans(entry)))):
                     within = group.first_us <= until_us and group.last_us >= best[0]
                     if within and group.low <= place.ticker <= group.high:
-                        found = self._open(entry).read(number, [place.ticker])
-                        for n, key in enumerate(_keys(found) if found is not None else ()):
+                        load = partial(self._rows, entry, number, place.ticker)
+                        keys, found = self._checkpoints.get((entry.path, number, place.ticker), load, _rows_size)
+                        for n, key in enumerate(keys):
                             if best < key and key[0] <= until_us:
                                 best, row = key, found.slice(n, 1)
             if row is None:
@@ -179,6 +182,16 @@ class Past:
             for ticker, told in self._archive.manifest(entry)["markets"].items()
         }
 
+    def _rows(self, entry: Entry, number: int, ticker: str) -> tuple[list[tuple[int, int]], Any]:
+        """Return (effective_us, version) of a market's rows of a row group, and the rows as an Arrow table, None without any."""
+        try:
+            found = self._open(entry).read(number, [ticker])
+        except ValueError as error:
+            raise Damaged(entry.path, str(error)) from error
+        if found is None:
+            return [], None
+        return list(zip(*(found.column(name).to_pylist() for name in ("effective_us", "version")), strict=True)), found
+
     def _spans(self, entry: Entry) -> list[Group]:
         return self._groups.get(entry.path, lambda: self._open(entry).groups, len)
 
@@ -190,8 +203,8 @@ class Past:
             raise Damaged(entry.path, str(error)) from error
 
 
-def _keys(group: Any) -> list[tuple[int, int]]:
-    return list(zip(*(group.column(name).to_pylist() for name in ("effective_us", "version")), strict=True))
+def _rows_size(rows: tuple[list[tuple[int, int]], Any]) -> int:
+    return 0 if rows[1] is None else int(rows[1].nbytes)
 
 
 def _size(books: Books) -> int:
