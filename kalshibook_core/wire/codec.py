@@ -85,7 +85,7 @@ _HALF, _QUARTER, _EIGHTH = (
     for lane in (0x00FFFFFFF0000000, 0x0FFFC0000FFFC000, 0x3F803F803F803F80)
 )
 _GO_ON = int.from_bytes((b"\x80" * 7 + b"\0") * 3 + b"\x80" * 8, "little")
-_SINCE, _UNTIL = 1 << 41, 1 << 55  # times that take eight bytes, in microseconds: 1970-01-26 to 3111
+_SINCE, _UNTIL = 1 << 48, 1 << 55  # times that take eight bytes, in microseconds: 1978 to 3111
 
 
 @lru_cache(maxsize=1 << 14)

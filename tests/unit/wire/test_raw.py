@@ -68,6 +68,18 @@ def test_usual_frames_are_read_at_once_and_other_events_are_refused() -> None:
     assert told(reader.read, ticker)[0] is codec.UnknownSchema
 
 
+def test_a_byte_that_makes_another_record_of_a_usual_one_is_never_passed_over() -> None:
+    reader, now = RawReader(), 1_790_000_000_000_000
+    frame = RawFrame("FRAME", "g1", 3, now, "orderbook_delta", 1, 700, False, "KXA", now, now + 1, "", b"{" * 200)
+    value = codec.encode(frame)
+    reader.read(value)
+    assert reader.peek(value)
+    for at in range(len(value) - len(frame.payload)):
+        for byte in (0, 1, 2, 0x7F, 0x80, 0x81, 0x82, 0xFF, value[at] ^ 1, value[at] ^ 0x80):
+            other = value[:at] + bytes((byte,)) + value[at + 1 :]
+            assert told(reader.read, other) == told(_decoded, other)
+
+
 def test_a_ticker_that_is_no_text_is_refused_as_by_the_codec() -> None:
     reader, now = RawReader(), 1_790_000_000_000_000
     value = codec.encode(RawFrame("FRAME", "g1", 3, now, "orderbook_delta", 1, 7, False, "KXA", now, now + 1, "", b"{}"))
