@@ -525,7 +525,8 @@ class MarketLog:
         assert source.base is not None
         start_us = self.window.times[0] or self._begun_us
         whole_us = max(whole_us, source.over[1] if source.over else source.life.newest_us - LAG_US)
-        if max(self.effective_us, source.began_us) < self._vouched_us and not source.against:
+        here_before = source.origin[3] < self._offset  # a book that comes only now is no proof for who has left
+        if here_before and max(self.effective_us, source.began_us) < self._vouched_us and not source.against:
             self._place_at_the_end(source, whole_us)
             return
         if start_us > source.known_us - LAG_US and whole_us >= start_us:
@@ -635,6 +636,9 @@ class MarketLog:
     def _begin(self, source: Source, alike: Sequence[Source] = ()) -> None:
         """Begin the log anew with a seeker's book; `alike` have the same."""
         assert source.base is not None
+        if self.whole and source.base.checksum not in (0, self.book.checksum):
+            # Its end was known, and yet more happened than that its book was emptied.
+            self._gap(self._cause, max(self.effective_us, self._vouched_us))
         start_us, cause = self.gap_start_us, self.gap_cause
         self.gap_start_us = self.gap_cause = None
         if cause is not None:

@@ -118,6 +118,8 @@ def deduplicator(cluster: Cluster, log: Path) -> Iterator[Process]:
     try:
         yield process
     finally:
+        if process.poll():
+            sys.stdout.write(log.read_text()[-5000:])  # why it ended by itself
         process.kill()
         process.wait()
 

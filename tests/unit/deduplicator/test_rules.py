@@ -332,6 +332,9 @@ def test_nothing_is_lost_of_a_market_that_has_ended() -> None:
         raws += [later.snapshot(61 * S, {}, {}), later.resumed(62 * S)]
         events = [event for event in receive(*raws) if isinstance(event, Gap | BookSnapshot)]
         assert brief(list(events))[1:] == [("snapshot", 2, 61 * S, None)]
+        raws[-2] = later.snapshot(61 * S, {1: 1}, {}, solicited=True)._replace(seq=99)  # unless it has another book afterwards
+        events = [event for event in receive(*raws) if isinstance(event, Gap | BookSnapshot)]
+        assert brief(list(events))[1:] == [("gap", 2, 10 * S, "disconnect"), ("snapshot", 3, 61 * S, (10 * S, "disconnect"))]
 
 
 def test_what_was_lost_before_a_market_ended_is_told_though_its_end_is_known_already() -> None:
