@@ -214,12 +214,15 @@ class Consumer:
         if self._assigned is not None:
             assigned = self._assigned
             seeks = await self._on_assigned(assigned) if self._on_assigned is not None and assigned else None
+            offsets = await self._starts(assigned, seeks or {})
             if self._assigned is not assigned or self._revoking is not None:
-                return  # taken away while `on_assigned` ran: the next poll tells of that first
-            await self._start_at(assigned, seeks or {})
+                return  # taken away while it was asked where to begin: the next poll tells of that first
+            for partition, offset in offsets.items():
+                self._kafka.seek(partition, offset)
             self._assigned = None
 
-    async def _start_at(self, assigned: set[TopicPartition], seeks: Mapping[TopicPartition, int]) -> None:
+    async def _starts(self, assigned: set[TopicPartition], seeks: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:
+        """Return where to begin. Raises OffsetLost where that is not in the log."""
         known: dict[TopicPartition, int] = {}
         for partition in assigned:
             offset = seeks.get(partition)
@@ -231,11 +234,9 @@ class Consumer:
             begins, ends = await self.begin_offsets(known), await self.end_offsets(known)
             for partition, offset in known.items():
                 within(partition, offset, begins[partition], ends[partition])
-                self._kafka.seek(partition, offset)
         if unset := assigned - known.keys():
-            starts = await (self._kafka.end_offsets(unset) if self._from_end else self._kafka.beginning_offsets(unset))
-            for partition, offset in starts.items():
-                self._kafka.seek(partition, offset)
+            known |= await (self._kafka.end_offsets(unset) if self._from_end else self._kafka.beginning_offsets(unset))
+        return known
 
     def _fault(self, what: str, error: Exception) -> KafkaFault:
         if not coordinator.displaced(self._kafka):
