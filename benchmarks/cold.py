@@ -14,24 +14,22 @@ import asyncio
 import random
 import tempfile
 import time
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 import numpy as np
 import pyarrow.parquet as pq
 
-from benchmarks import Row
+from benchmarks import Row, database
 from benchmarks.history import _delta
 from kalshibook_core.archive.past import Past
 from kalshibook_core.archive.reader import Archive
 from kalshibook_core.archive.store import Folder
 from kalshibook_core.orderbook import Book
 from kalshibook_core.orderbook.checksum import to_signed
-from kalshibook_core.postgres import migrate, pool
+from kalshibook_core.postgres import pool
 from kalshibook_core.postgres.partitions import DAY_US
 from kalshibook_core.wire import codec
 from kalshibook_core.wire.events import BookDelta, BookSnapshot, Checkpoint
@@ -56,12 +54,8 @@ def run(addresses: Any) -> list[Row]:
 
 
 async def _run(server: str) -> list[Row]:
-    name = f"kb_bench_{uuid.uuid4().hex[:8]}"
-    admin = await asyncpg.connect(server)
-    await admin.execute(f"CREATE DATABASE {name}")
-    dsn = urlunsplit(urlsplit(server)._replace(path=f"/{name}"))
-    try:
-        with tempfile.TemporaryDirectory(prefix="kb-bench-") as folder:
+    with tempfile.TemporaryDirectory(prefix="kb-bench-") as folder:
+        async with database.fresh(server) as dsn:
             place = Folder(Path(folder))
             await _fill(dsn, place)
             rows = await _measured(dsn, place, "of a day in 96 commits", None)
@@ -70,9 +64,6 @@ async def _run(server: str) -> list[Row]:
                 assert repack.repack(place, held, DAY, "r", 1)
             (file,) = Path(folder, "book").rglob("*rx0.parquet")
             return rows + await _measured(dsn, place, "of a day put together", file)
-    finally:
-        await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
-        await admin.close()
 
 
 async def _fill(dsn: str, place: Folder) -> None:
@@ -83,7 +74,6 @@ async def _fill(dsn: str, place: Folder) -> None:
             values = [Record(first + n, e[0].encode(), codec.encode(e)) for n, e in enumerate(made[first : first + at_once])]
             one = files.make(topic, 0, first, first + len(values), "a", values)
             await commit.write(place, one, lambda attempt: attempt())
-    await migrate.migrate(dsn)
     connection = await asyncpg.connect(dsn)
     await connection.execute(
         "INSERT INTO markets (ticker, updated_us) SELECT 'KXBENCH-' || n, 1 FROM generate_series(0, $1) n", QUIET

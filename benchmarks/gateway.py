@@ -11,12 +11,11 @@ import tempfile
 import uuid
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
-from benchmarks import Row
+from benchmarks import Row, database
 from kalshibook_core.kafka import admin
 from kalshibook_core.kafka.cluster import Cluster
-from kalshibook_core.postgres import migrate
 from kalshibook_core.postgres.pool import connect
 from kalshibook_core.runtime import clock
 from services.gateway.history.store import CHUNK, POINT, yesterday
@@ -49,16 +48,8 @@ def run(addresses: Any) -> list[Row]:
 async def _measure(addresses: Any) -> tuple[list[float], list[float]]:
     cluster = Cluster(addresses.kafka, f"bench-{uuid.uuid4().hex[:8]}.")
     await admin.ensure_topics(cluster)
-    name = f"kb_bench_{uuid.uuid4().hex[:8]}"
-    server = await connect(addresses.postgres)
-    await server.execute(f"CREATE DATABASE {name}")
-    dsn = urlunsplit(urlsplit(addresses.postgres)._replace(path=f"/{name}"))
-    try:
-        await migrate.migrate(dsn)
+    async with database.fresh(addresses.postgres) as dsn:
         return await _timed(cluster, dsn, addresses.redis)
-    finally:
-        await server.execute(f"DROP DATABASE {name} WITH (FORCE)")
-        await server.close()
 
 
 async def _timed(cluster: Cluster, dsn: str, redis: str) -> tuple[list[float], list[float]]:

@@ -10,17 +10,15 @@ import asyncio
 import os
 import random
 import time
-import uuid
 from typing import Any, Final
-from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 import numpy as np
 
-from benchmarks import Row
+from benchmarks import Row, database
 from kalshibook_core.orderbook import Book
 from kalshibook_core.orderbook.checksum import level_weight, to_signed
-from kalshibook_core.postgres import levels, migrate, partitions, pool, runs
+from kalshibook_core.postgres import levels, partitions, pool, runs
 from kalshibook_core.runtime import clock
 from kalshibook_core.wire.columns import Deltas
 from kalshibook_core.wire.events import BookSnapshot
@@ -52,23 +50,13 @@ def run(addresses: Any) -> list[Row]:
 
 
 async def _run(server: str) -> Measured:
-    names = [f"kb_bench_{uuid.uuid4().hex[:8]}" for _ in range(2)]
-    admin = await asyncpg.connect(server)
-    for name in names:
-        await admin.execute(f"CREATE DATABASE {name}")
-    short, long = (urlunsplit(urlsplit(server)._replace(path=f"/{name}")) for name in names)
-    try:
+    async with database.fresh(server) as short, database.fresh(server) as long:
         await _fill(short, SHORT)
         await _fill(long, LONG)
         return await _timed(short, long)
-    finally:
-        for name in names:
-            await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
-        await admin.close()
 
 
 async def _fill(dsn: str, count: int) -> None:
-    await migrate.migrate(dsn)
     connection = await asyncpg.connect(dsn)
     for us in range(T0, T0 + (count // MARKETS + 1) * STEP_US, partitions.DAY_US):
         for table in ("book_events", "checkpoints"):

@@ -18,17 +18,16 @@ from itertools import accumulate
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 import psutil
 
-from benchmarks import Row
+from benchmarks import Row, database
 from kalshibook_core.kafka import admin, topics
 from kalshibook_core.kafka.cluster import Cluster
 from kalshibook_core.kafka.producer import Producer
 from kalshibook_core.orderbook.checksum import MASK, level_weight, to_signed
-from kalshibook_core.postgres import migrate, partitions, pool, runs
+from kalshibook_core.postgres import partitions, pool, runs
 from kalshibook_core.wire import codec
 from kalshibook_core.wire.events import BookDelta
 from services.persister.batch import Batch
@@ -58,12 +57,7 @@ def run(addresses: Any) -> list[Row]:
 
 
 async def _run(server: str, cluster: Cluster) -> list[Row]:
-    name = f"kb_bench_{uuid.uuid4().hex[:8]}"
-    connection = await asyncpg.connect(server)
-    await connection.execute(f"CREATE DATABASE {name}")
-    try:
-        dsn = urlunsplit(urlsplit(server)._replace(path=f"/{name}"))
-        await migrate.migrate(dsn)
+    async with database.fresh(server) as dsn:
         rows = await _measure(dsn)
         wall, cpu = await _as_a_service(dsn, cluster)
         return [
@@ -71,9 +65,6 @@ async def _run(server: str, cluster: Cluster) -> list[Row]:
             Row.of("persister: the service, from Kafka", wall, "events/s", rows[0].bare),
             Row("persister: the service, from Kafka, per second of its own CPU", cpu, "events/s", None, None),
         ]
-    finally:
-        await connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
-        await connection.close()
 
 
 async def _measure(dsn: str) -> list[Row]:

@@ -10,18 +10,17 @@ changes, unpacked already, to two dicts.
 import asyncio
 import random
 import time
-import uuid
 from typing import Any, Final
-from urllib.parse import urlencode, urlsplit, urlunsplit
+from urllib.parse import urlencode
 
 import asyncpg
 import numpy as np
 import orjson
 
-from benchmarks import Row
+from benchmarks import Row, database
 from kalshibook_core.orderbook import Book
 from kalshibook_core.orderbook.checksum import to_signed
-from kalshibook_core.postgres import levels, migrate, partitions, pool, runs
+from kalshibook_core.postgres import levels, partitions, pool, runs
 from kalshibook_core.runtime import clock
 from kalshibook_core.wire.columns import Deltas
 from kalshibook_core.wire.events import BookSnapshot
@@ -50,12 +49,7 @@ def run(addresses: Any) -> list[Row]:
 
 
 async def _run(server: str) -> list[Row]:
-    name = f"kb_bench_{uuid.uuid4().hex[:8]}"
-    admin = await asyncpg.connect(server)
-    await admin.execute(f"CREATE DATABASE {name}")
-    dsn = urlunsplit(urlsplit(server)._replace(path=f"/{name}"))
-    try:
-        await migrate.migrate(dsn)
+    async with database.fresh(server) as dsn:
         for market_id, (ticker, burst) in enumerate((("BURSTS", BURST), ("ALONE", 1)), 1):
             columns, checkpoints = _day(burst)
             await _fill(dsn, market_id, ticker, burst, columns, checkpoints)
@@ -71,9 +65,6 @@ async def _run(server: str) -> list[Row]:
             first, (path, *rest) = next(iter(ASKED.items()))
             alone = await _best(routes, f"/v1/{path}/ALONE", *rest)
             return [*rows, Row.of(f"sampling: {first}, each change alone in its row, CPU", alone, "s", bare)]
-    finally:
-        await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
-        await admin.close()
 
 
 def _day(burst: int) -> tuple[list[np.ndarray[Any, Any]], list[tuple[Any, ...]]]:

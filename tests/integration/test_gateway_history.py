@@ -1,7 +1,6 @@
 """The gateway's answers about the past, from a real process over real Postgres, against the obvious fold of the same events."""
 
 import random
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from kalshibook_core.kalshi.numbers import price, size
 from kalshibook_core.orderbook import Book
 from kalshibook_core.orderbook.checksum import to_hex, to_signed
 from kalshibook_core.postgres import levels
-from kalshibook_core.postgres.pool import connect
 from kalshibook_core.wire import codec
 from kalshibook_core.wire.events import BookDelta, BookEvent, BookSnapshot, Checkpoint, Gap
 from services.gateway import forms, instants, models
@@ -39,16 +37,6 @@ def history(seed: int, ticker: str, events: int) -> list[BookEvent]:
         made.append(market.event(dice.randrange(200), pause))
     assert made[0].effective_us < MIDNIGHT < made[-1].effective_us
     return made
-
-
-@pytest.fixture
-async def served(cluster: Cluster, database: str, redis_url: str, tmp_path: Path) -> AsyncIterator[tuple[httpx.AsyncClient, Any]]:
-    connection = await connect(database)
-    async with gateway.running(cluster, database, redis_url, tmp_path) as process:
-        headers = {"X-API-Key": await gateway.key(database)}
-        async with httpx.AsyncClient(base_url=process.url, headers=headers, timeout=30) as client:
-            yield client, connection
-    await connection.close()
 
 
 def shown(events: list[BookEvent], at_us: int) -> tuple[Any, ...]:

@@ -1,15 +1,10 @@
 """What answers say of their own completeness, from a real gateway over real Postgres."""
 
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
 
-from kalshibook_core.kafka.cluster import Cluster
 from kalshibook_core.postgres import pool
-from kalshibook_core.postgres.pool import connect
 from kalshibook_core.wire.events import BookDelta
 from services.gateway import forms, instants, models
 from services.persister.coverage import SETTLE_US
@@ -19,16 +14,6 @@ from tests.support.written import Written, audit, trade
 
 MIDNIGHT = 1_762_128_000_000_000  # 2025-11-03T00:00:00Z
 SECOND, HOUR, DAY = 1_000_000, 3_600_000_000, 86_400_000_000
-
-
-@pytest.fixture
-async def served(cluster: Cluster, database: str, redis_url: str, tmp_path: Path) -> AsyncIterator[tuple[httpx.AsyncClient, Any]]:
-    connection = await connect(database)
-    async with gateway.running(cluster, database, redis_url, tmp_path) as process:
-        headers = {"X-API-Key": await gateway.key(database)}
-        async with httpx.AsyncClient(base_url=process.url, headers=headers, timeout=30) as client:
-            yield client, connection
-    await connection.close()
 
 
 async def test_every_answer_says_what_is_missing_and_strict_refuses_it_free_of_charge(

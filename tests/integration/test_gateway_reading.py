@@ -2,34 +2,19 @@
 
 import random
 from bisect import bisect_right
-from collections.abc import AsyncIterator
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
 
-from kalshibook_core.kafka.cluster import Cluster
 from kalshibook_core.kalshi.numbers import format_price, format_size
 from kalshibook_core.orderbook import Book
 from kalshibook_core.orderbook.checksum import to_signed
-from kalshibook_core.postgres.pool import connect
 from kalshibook_core.wire.events import BOOK, BookDelta, BookEvent, BookSnapshot, Gap
 from services.gateway import instants, models
 from tests.integration.test_gateway_history import MIDNIGHT, history, shown
 from tests.support import gateway
 from tests.support.canonical import Market
-
-
-@pytest.fixture
-async def served(cluster: Cluster, database: str, redis_url: str, tmp_path: Path) -> AsyncIterator[tuple[httpx.AsyncClient, Any]]:
-    connection = await connect(database)
-    async with gateway.running(cluster, database, redis_url, tmp_path) as process:
-        headers = {"X-API-Key": await gateway.key(database)}
-        async with httpx.AsyncClient(base_url=process.url, headers=headers, timeout=30) as client:
-            yield client, connection
-    await connection.close()
 
 
 def received(events: list[BookEvent], dice: random.Random, *, replayed: bool) -> list[BookEvent]:
