@@ -200,12 +200,13 @@ class Server(uvicorn.Server):
 
 @contextmanager
 def listening(host: str, port: int) -> Generator[socket.socket, None, None]:
-    """Bind the port at once, so that one in use is told before anything else is opened."""
+    """Listen at once, so that a port in use is told before anything else is opened; who comes early is answered later."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((host, port))
+            listener.listen()  # two may bind one port, and only one of them listens on it
         except OSError as error:
             raise ConfigurationError(
                 f"KB_GATEWAY_HOST and KB_GATEWAY_PORT are {host} and {port}, where the gateway cannot listen ({error.strerror}): "

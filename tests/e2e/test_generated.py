@@ -84,8 +84,9 @@ async def equal_to_the_truth(up: Up) -> None:
         try:
             await until(settled)
         except TimeoutError:
-            served = (await up.get(f"/v1/orderbook/{ticker}")).json()
-            raise AssertionError(f"{ticker}: served {served}\ntrue {expected}") from None
+            now = await up.get(f"/v1/orderbook/{ticker}")
+            then = await up.get(f"/v1/orderbook/{ticker}", at="9999-12-31T00:00:00Z")
+            raise AssertionError(f"{ticker}: served now {now.text}\nat the end of time {then.text}\ntrue {expected}") from None
         rows = await up.list(f"/v1/deltas/{ticker}", limit=1000)
         assert [row["version"] for row in rows] == list(range(1, len(rows) + 1)), ticker
         compared += 1
