@@ -34,7 +34,7 @@ import orjson
 from kalshibook_core.archive.layout import Commit, Repack, day_name
 from kalshibook_core.archive.tables import Row, Table
 from kalshibook_core.orderbook.checksum import to_hex
-from kalshibook_core.wire.events import BY_REST, BookDelta, BookSnapshot, Gap
+from kalshibook_core.wire.events import READ_OVER, BookDelta, BookSnapshot, Gap
 from kalshibook_core.wire.quality import PPM, Record, Span, State, of_span
 
 Json = dict[str, Any]
@@ -128,7 +128,7 @@ def _tell(markets: dict[str, Json], table: Table, event: Any) -> None:
         told = markets[ticker] = {"rows": 0, "first_us": us, "last_us": us}
     told["rows"] += 1
     told["first_us"], told["last_us"] = min(told["first_us"], us), max(told["last_us"], us)
-    if isinstance(event, Gap) and event.connection != BY_REST:  # which tells it again, as filled
+    if isinstance(event, Gap) and event.connection != READ_OVER:  # which tells it again, as filled
         gaps = told.setdefault("gaps", [])
         if event.end_us is None or not gaps or gaps[-1]["start_us"] != event.start_us:
             gaps.append({"start_us": event.start_us, "end_us": event.end_us, "cause": event.cause})

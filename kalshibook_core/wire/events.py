@@ -22,7 +22,10 @@ FILLED: Final = "trade_gap_filled"
 """Likewise, of ours: REST was read over a whole gap of trades. `{"start_us": …, "end_us": …, "cause": …}`, behind its trades."""
 
 BY_REST: Final = -1
-"""The `connection` of what no connection delivered."""
+"""The `connection` of a trade that no connection delivered; a gatherer's own marks have it too (its START, what REST told it)."""
+
+READ_OVER: Final = -2
+"""The `connection` of a gap of trades that is told once more because REST was read over it. Nothing else has it."""
 
 IMPORTED: Final = "import-"
 """What the name of a gatherer begins with that played recorded frames in (`kb import`)."""
@@ -145,8 +148,8 @@ class Gap(NamedTuple):
     """kalshi.book.v1 and kalshi.trades.v1: from `start_us` on the market is not known.
 
     In the book stream it takes a version, `end_us` is None, and the snapshot that ends it says so. In the trades stream
-    (version 0) the same gap comes twice: when it opens, and with `end_us` when it closes. A third time, of no connection
-    (`BY_REST`), it says that REST was read over all of it, and that its trades stand before.
+    (version 0) the same gap comes twice: when it opens, and with `end_us` when it closes. A third time, with `READ_OVER`
+    for its connection, it says that REST was read over all of it, and that its trades stand before.
     """
 
     market_ticker: str

@@ -22,6 +22,7 @@ from kalshibook_core.wire.events import (
     EVENT,
     FILLED,
     IMPORTED,
+    READ_OVER,
     SERIES,
     TRADES,
     Event,
@@ -366,7 +367,7 @@ class Partition:
             if raw.channel == FILLED:
                 start_us, end_us, cause = int(body["start_us"]), int(body["end_us"]), str(body["cause"])
                 self.tally["trade_gaps_filled"] += 1
-                return [Gap(ticker, 0, end_us, TRADES, start_us, end_us, cause, raw.recv_us, 0, gatherer, BY_REST, 0, offset)]
+                return [Gap(ticker, 0, end_us, TRADES, start_us, end_us, cause, raw.recv_us, 0, gatherer, READ_OVER, 0, offset)]
             trade_id, exchange_us, yes_price, no_price, count, side, block = messages.parse_rest_trade(body)
             if body["ticker"] != ticker:
                 raise ValueError(f"a trade of {body['ticker']}")

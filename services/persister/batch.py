@@ -111,7 +111,7 @@ class Batch:
             self.gap_rows[(*row[:3], row.opened_version)] = row
 
     def _add_gap(self, event: events.Gap) -> None:
-        if event.connection == events.BY_REST:
+        if event.connection == events.READ_OVER:
             self.filled.append(event)
             return
         number = event.version

@@ -4,7 +4,20 @@ from typing import Any
 
 import orjson
 
-from kalshibook_core.wire.events import AUDIT, EVENT, FILLED, SERIES, TRADES, Gap, Lifecycle, RawFrame, RawKind, Trade, origin
+from kalshibook_core.wire.events import (
+    AUDIT,
+    EVENT,
+    FILLED,
+    READ_OVER,
+    SERIES,
+    TRADES,
+    Gap,
+    Lifecycle,
+    RawFrame,
+    RawKind,
+    Trade,
+    origin,
+)
 from services.deduplicator.partition import Partition
 
 
@@ -60,5 +73,5 @@ def test_trades_by_rest_are_passed_on_each_time_and_are_no_part_of_the_window() 
 def test_a_gap_that_rest_was_read_over_is_told_behind_its_trades() -> None:
     partition = Partition()
     mark = rest("backfill", FILLED, "KXONE", {"start_us": 5, "end_us": 9, "cause": "disconnect"})
-    assert partition.receive(mark, 3) == [Gap("KXONE", 0, 9, TRADES, 5, 9, "disconnect", 7, 0, "backfill", -1, 0, 3)]
+    assert partition.receive(mark, 3) == [Gap("KXONE", 0, 9, TRADES, 5, 9, "disconnect", 7, 0, "backfill", READ_OVER, 0, 3)]
     assert not partition.receive(rest("backfill", FILLED, "KXONE", {"start_us": 5}), 4)

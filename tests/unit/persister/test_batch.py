@@ -8,8 +8,10 @@ from kalshibook_core.postgres import levels, runs
 from kalshibook_core.runtime.settings import ConfigurationError
 from kalshibook_core.wire import codec
 from kalshibook_core.wire.events import BOOK, TRADES, BookDelta, BookSnapshot, Gap
+from services.deduplicator.partition import Partition
 from services.persister import settings
 from services.persister.batch import Batch, GapRow
+from tests.unit.deduplicator.source import T0, TICKER, Source
 
 AT = 1_786_000_000_000_000
 SNAPSHOT = BookSnapshot("M", 1, AT, AT + 9, [(4800, 1200)], [], -5, None, None, "g1", 0, 1, 1, 1, 0)
@@ -48,6 +50,22 @@ def test_trade_gaps_are_gaps_but_no_book_events():
     assert list(batch.book_rows({"M": 1})) == []
     assert list(batch.gap_rows.values()) == [GapRow("M", TRADES, AT + 5, AT + 6, "disconnect", 0)]
     assert batch.tickers_named() == {"M"}
+
+
+def test_gaps_made_by_what_no_connection_sent_have_their_rows():
+    """A gatherer's START opens them, a settlement by REST closes them: neither has a connection, and neither is REST's fill."""
+    source, partition = Source(), Partition()
+    frames = [
+        source.resumed(0), source.snapshot(1, {4800: 1200}, {}), source.delta(5, "yes", 4800, 7), source.trade(6, "t1"),
+        source.started(40_000_000), source.rest(50_000_000, status="settled", result="yes"),
+    ]  # fmt: skip
+    made = [event for offset, frame in enumerate(frames) for event in partition.receive(frame, offset)]
+    batch = batch_of(*made)
+    versions = [runs.Event._make(event).version for row in batch.book_rows({TICKER: 17}) for event in runs.unpack(*row)]
+    assert sorted(versions) == [1, 2, 3]
+    assert {(gap.channel, gap.cause) for gap in batch.gap_rows.values()} == {(BOOK, "disconnect"), (TRADES, "disconnect")}
+    assert [gap.end_us for gap in batch.gap_rows.values() if gap.channel == TRADES] == [T0 + 50_000_000]
+    assert not batch.filled
 
 
 def test_what_is_no_event_is_counted_and_its_offset_passed():
