@@ -12,13 +12,14 @@ PYTEST := PYTHONASYNCIODEBUG=1 $(BIN)/pytest -q
 WITH_STACK := $(BIN)/python -m kalshibook_tools.stack exec --home $(VENV)/bench-stack --
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up down status reset demo migrate test test-unit test-integration test-e2e bench lint fmt types check lock wheel minio
+.PHONY: help setup up down status reset demo migrate test test-unit test-integration test-e2e bench lint fmt types check lock wheel
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-17s %s\n", $$1, $$2} /^##@/ {print "\n" substr($$0, 5)}' $(MAKEFILE_LIST)
 
 ##@ Run
-setup: $(STAMP) ## Install everything needed into .venv, and Kafka's jars; nothing is started
+setup: $(STAMP) ## Install everything needed into .venv, Kafka's jars, and MinIO for the tests where Go is; nothing is started
+	@$(BIN)/python -m tests.support.s3
 
 up: $(STAMP) ## Run everything here until Ctrl-C; ARGS="…" goes to `kb up`
 	@exec $(BIN)/kb up $(ARGS)
@@ -52,9 +53,6 @@ test-integration: $(STAMP) ## One service at a time, on the real broker, databas
 
 test-e2e: $(STAMP) ## The whole pipeline, as its users see it
 	@$(PYTEST) $(or $(TESTS),tests/e2e)
-
-minio: $(STAMP) ## Build MinIO into .venv with Go, in a few minutes: the S3 tests run on it then, and on moto without
-	@GOBIN=$(abspath $(BIN)) go install github.com/minio/minio@latest
 
 lint: $(STAMP) ## Style, and who may import whom
 	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --check --quiet . && $(BIN)/lint-imports --no-cache

@@ -124,15 +124,6 @@ async def test_a_zombie_that_wakes_beside_its_successor_repeats_nothing(cluster,
     assert sorted(kept) == sorted(frames)
 
 
-@pytest.fixture
-def s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """An S3 server of the test's own, with a bucket."""
-    for name, value in servers.KEYS.items():
-        monkeypatch.setenv(name, value)
-    with servers.running(tmp_path) as server:
-        yield server
-
-
 @pytest.mark.stack
 async def test_every_topic_arrives_in_s3(cluster, s3: servers.S3, tmp_path: Path):
     at = 100 * made.DAY_US

@@ -14,6 +14,7 @@ import pytest
 from kalshibook_core.archive.past import Past
 from kalshibook_core.archive.reader import Archive
 from kalshibook_core.archive.store import Folder
+from kalshibook_core.archive.store import Store as Place
 from kalshibook_core.kafka import topics
 from kalshibook_core.kafka.cluster import Cluster
 from kalshibook_core.kafka.producer import Producer
@@ -33,6 +34,7 @@ from services.persister.retention.store import Store as Retention
 from services.persister.retention.verify import Differs, Pending
 from services.persister.store import Store as Tables
 from tests.support import gateway, past
+from tests.support import s3 as servers
 from tests.support.parts import Session
 from tests.support.service import Service, until
 
@@ -87,9 +89,9 @@ async def answers(store: Store, markets: list[list[BookEvent]]) -> list[Any]:
 
 
 async def test_a_day_leaves_the_database_and_every_answer_stays(
-    cluster: Cluster, database: str, redis_url: str, tmp_path: Path
+    cluster: Cluster, database: str, redis_url: str, s3: servers.S3, tmp_path: Path
 ) -> None:
-    """All of it as processes: what came by Kafka is asked of the gateway before and after retention dropped it."""
+    """All of it as processes: what came by Kafka is asked of the gateway before and after retention dropped it, to S3."""
     markets = [past.busy("KXA-1", 1, 600, 3), past.quiet("KXB-1", 3, [0, 2])]
     later = past.quiet("KXC-1", 4, [5])  # by which the hours before are known to be over
     events = past.topics_of(*markets, later)
@@ -98,7 +100,8 @@ async def test_a_day_leaves_the_database_and_every_answer_stays(
             for event in events[topic.name]:
                 producer.add(topic, event.market_ticker.encode(), codec.encode(event))
         await producer.flush()
-    env = {"KB_POSTGRES_DSN": database, "KB_ARCHIVE": str(tmp_path / "archive"), "KB_ARCHIVE_SECONDS": "0.2"}
+    archive = servers.KEYS | {"KB_ARCHIVE": f"s3://{servers.BUCKET}/processes", "AWS_ENDPOINT_URL": s3.endpoint}
+    env = archive | {"KB_POSTGRES_DSN": database, "KB_ARCHIVE_SECONDS": "0.2"}
     env["KB_PERSISTER_COVERAGE_SECONDS"] = "0.2"
     dice = random.Random(2)
     asked: list[str] = []
@@ -113,7 +116,7 @@ async def test_a_day_leaves_the_database_and_every_answer_stays(
     async with (
         Service("persister", cluster, tmp_path / "persister.log", **env),
         Service("persister.archive", cluster, tmp_path / "archive.log", **env),
-        gateway.running(cluster, database, redis_url, tmp_path, KB_ARCHIVE=env["KB_ARCHIVE"]) as served,
+        gateway.running(cluster, database, redis_url, tmp_path, **archive) as served,
         httpx.AsyncClient(base_url=served.url, headers={"X-API-Key": await gateway.key(database)}, timeout=30) as client,
     ):
 
@@ -147,30 +150,31 @@ async def test_a_day_leaves_the_database_and_every_answer_stays(
         assert await answered() == hot
 
 
-def reader(connections: Any, folder: Path) -> Store:
+def reader(connections: Any, place: Place) -> Store:
     """Return a reader of both."""
-    return Store(connections, Cold(connections, Past(Archive(Folder(folder)))))
+    return Store(connections, Cold(connections, Past(Archive(place))))
 
 
-async def test_what_was_dropped_is_answered_the_same(database: str, tmp_path: Path) -> None:
+async def test_what_was_dropped_is_answered_the_same(database: str, s3: servers.S3) -> None:
+    place = s3.bucket("dropped")
     markets = [past.busy("KXA-1", 1, 1_500, 5), past.quiet("KXA-2", 2, [0, 3]), past.quiet("KXB-1", 3, [1, 2])]
     events = past.topics_of(*markets)
-    await past.archive(tmp_path, events)
+    await past.archive(place, events)
     async with await pool.connect_pool(database, size=2) as connections:
         await past.store(Tables(connections), events)
         hot = await answers(Store(connections), markets)
-        dropped = await past.retire(database, tmp_path, (past.DAY0 + 3) * DAY_US)
+        dropped = await past.retire(database, place, (past.DAY0 + 3) * DAY_US)
         assert {name.rpartition("_")[0] for name in dropped} == {"book_events", "tickers"}
         assert len(dropped) == 6
-        store = reader(connections, tmp_path)
+        store = reader(connections, place)
         assert await answers(store, markets) == hot
         with pytest.raises(ApiError, match="archive"):
             await answers(Store(connections), markets)
-        files = sum(1 for _ in tmp_path.rglob("*.parquet"))
-        await asyncio.to_thread(past.repack, tmp_path)
-        assert sum(1 for _ in tmp_path.rglob("*.parquet")) < files
+        files = sum(1 for _ in place.listed("book"))
+        await asyncio.to_thread(past.repack, place)
+        assert sum(1 for _ in place.listed("book")) < files
         assert await answers(store, markets) == hot  # the files that this reader knew of are gone
-        await past.retire(database, tmp_path)
+        await past.retire(database, place)
         for table in ("book_events", "tickers", "checkpoints"):
             assert await connections.fetchval(f"SELECT count(*) FROM {table}") == 0
         assert await answers(store, markets) == hot
@@ -184,19 +188,19 @@ async def test_what_comes_late_for_a_dropped_day_is_answered_and_dropped_too(ses
     async with await pool.connect_pool(plain, size=2) as others, await pool.connect_pool(whole, size=2) as connections:
         await past.store(Tables(others), past.topics_of(*markets))
         hot = await answers(Store(others), markets)
-        tables, store = Tables(connections), reader(connections, tmp_path)
+        tables, store = Tables(connections), reader(connections, Folder(tmp_path))
         for part in ([events[:480] for events in markets], [events[480:520] for events in markets], [e[520:] for e in markets]):
             late = past.topics_of(*part, whole=markets)
             await past.store(tables, late)  # by a process that knows of no drop: into the default partition
-            await past.archive(tmp_path, late)
-            await past.retire(whole, tmp_path, (past.DAY0 + 4) * DAY_US)
+            await past.archive(Folder(tmp_path), late)
+            await past.retire(whole, Folder(tmp_path), (past.DAY0 + 4) * DAY_US)
         assert await answers(store, markets) == hot
         rows = await connections.fetch(
             "SELECT start_us, count(*) FROM cold_days WHERE table_name = 'book_events' GROUP BY start_us"
         )
         assert max(row[1] for row in rows) > 1
         assert await connections.fetchval("SELECT count(*) FROM book_events_default") == 0
-        await past.retire(whole, tmp_path)
+        await past.retire(whole, Folder(tmp_path))
         assert await answers(store, markets) == hot
     await session.drop_database(whole)
     await session.drop_database(plain)
@@ -205,17 +209,17 @@ async def test_what_comes_late_for_a_dropped_day_is_answered_and_dropped_too(ses
 @pytest.mark.parametrize("gone_by", [2, 40])
 async def test_what_is_dropped_while_it_is_read_is_read_to_its_end(database: str, tmp_path: Path, gone_by: int) -> None:
     market = past.busy("KXA-1", 1, 600, 5)
-    await past.archive(tmp_path, past.topics_of(market))
+    await past.archive(Folder(tmp_path), past.topics_of(market))
     async with await pool.connect_pool(database, size=2) as connections:
         await past.store(Tables(connections), past.topics_of(market))
-        store = reader(connections, tmp_path)
+        store = reader(connections, Folder(tmp_path))
         number = await store.market_id("KXA-1")
         assert number is not None
         state, pieces = await store.scan(number, market[0].effective_us - 1, market[-1].effective_us)
         walk, dropped = Walk(state), False
         async for piece in pieces:
             if not dropped:
-                dropped = bool(await past.retire(database, tmp_path, (past.DAY0 + gone_by) * DAY_US))
+                dropped = bool(await past.retire(database, Folder(tmp_path), (past.DAY0 + gone_by) * DAY_US))
             walk.take(piece)  # refuses a version that does not follow
             walk.until(len(piece.version))
         assert dropped
@@ -251,11 +255,11 @@ def without(topic: str, number: int) -> Change:
 )
 async def test_what_the_archive_has_otherwise_is_not_dropped(database: str, tmp_path: Path, change: Change, named: str) -> None:
     events = past.topics_of(past.busy("KXA-1", 1, 200, 1))
-    await past.archive(tmp_path, change(events))
+    await past.archive(Folder(tmp_path), change(events))
     async with await pool.connect_pool(database, size=2) as connections:
         await past.store(Tables(connections), events)
         with pytest.raises(Differs, match=named):
-            await past.retire(database, tmp_path)
+            await past.retire(database, Folder(tmp_path))
 
 
 async def test_what_is_still_on_its_way_into_the_archive_is_waited_for(database: str, tmp_path: Path) -> None:
@@ -267,7 +271,7 @@ async def test_what_is_still_on_its_way_into_the_archive_is_waited_for(database:
             store, held, pending = Retention(connection), Archive(Folder(tmp_path)), Pending()
             (partition,) = await store.over(past.NOW_US)
             assert await pending.is_behind(store, held, partition, topics.BOOK.name)
-            await past.archive(tmp_path, books, at_once=60)
+            await past.archive(Folder(tmp_path), books, at_once=60)
             await past.store(
                 Tables(connections), {topics.BOOK.name: past.quiet("KXA-2", 2, [1])}
             )  # of a day that is not looked at
@@ -278,12 +282,12 @@ async def test_what_is_still_on_its_way_into_the_archive_is_waited_for(database:
 
 async def test_what_the_table_lacks_or_gets_meanwhile_is_not_dropped(database: str, tmp_path: Path) -> None:
     market = past.busy("KXA-1", 1, 200, 1)
-    await past.archive(tmp_path, past.topics_of(market))
+    await past.archive(Folder(tmp_path), past.topics_of(market))
     async with await pool.connect_pool(database, size=2) as connections:
         tables = Tables(connections)
         await past.store(tables, past.topics_of(market[:190], whole=[market]))
         with pytest.raises(Differs, match="KXA-1: the archive has 10 rows that the table does not have"):
-            await past.retire(database, tmp_path)
+            await past.retire(database, Folder(tmp_path))
         await past.store(tables, {topics.BOOK.name: market[190:198]})
         async with connections.acquire() as connection:
             partition = next(each for each in await Retention(connection).over(past.NOW_US) if each.table == "book_events")
@@ -302,7 +306,7 @@ async def test_what_the_table_lacks_or_gets_meanwhile_is_not_dropped(database: s
 async def test_killed_at_every_statement_each_row_is_there_or_noted(database: str, tmp_path: Path) -> None:
     markets = [past.busy("KXA-1", 1, 300, 1), past.quiet("KXA-2", 2, [0])]
     events = past.topics_of(*markets) | {topics.TICKERS.name: [], topics.CHECKPOINTS.name: []}
-    await past.archive(tmp_path, events)
+    await past.archive(Folder(tmp_path), events)
     async with await pool.connect_pool(database, size=2) as connections:
         await past.store(Tables(connections), events)
         hot = await answers(Store(connections), markets)
@@ -311,13 +315,13 @@ async def test_killed_at_every_statement_each_row_is_there_or_noted(database: st
         assert told.returncode == 0, told.stderr
         assert int(told.stdout) >= 8  # as many as a drop has
         assert await connections.fetchval("SELECT count(*) FROM book_events") == 0
-        assert await answers(reader(connections, tmp_path), markets) == hot
+        assert await answers(reader(connections, Folder(tmp_path)), markets) == hot
 
 
-async def test_a_damaged_file_is_never_served(database: str, tmp_path: Path) -> None:
+async def test_a_damaged_file_is_never_served(database: str, place: Place) -> None:
     markets = [past.busy("KXA-1", 1, 200, 1), past.busy("KXB-1", 2, 200, 1)]
     events = past.topics_of(*markets)
-    await past.archive(tmp_path, events, at_once=10_000)
+    await past.archive(place, events, at_once=10_000)
     async with await pool.connect_pool(database, size=2) as connections:
         await past.store(Tables(connections), events)
         hot, at_us = await answers(Store(connections), markets), markets[0][150].effective_us
@@ -325,24 +329,25 @@ async def test_a_damaged_file_is_never_served(database: str, tmp_path: Path) -> 
         first, second = [await Store(connections).market_id(market[0].market_ticker) for market in markets]
         assert first is not None and second is not None
         other = told(await Store(connections).book_at(second, at_us))
-        await past.retire(database, tmp_path)
+        await past.retire(database, place)
         for table in ("book", "checkpoints"):
-            (file,) = (tmp_path / table / "day=2025-11-08" / "series=KXA").glob("*.parquet")
-            (manifest,) = (tmp_path / table / "day=2025-11-08" / "series=KXA").glob("*.json")
-            for path in (file, manifest):
-                whole = path.read_bytes()
+            paths = [path for path, _ in place.listed(f"{table}/day=2025-11-08/series=KXA")]
+            assert len(paths) == 2  # a file and its manifest
+            for path in paths:
+                whole = place.get(path)
                 at = dice.randrange(len(whole))
                 for damaged in (whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :], whole[:at], None):
-                    path.unlink()
+                    place.delete(path)
                     if damaged is not None:
-                        path.write_bytes(damaged)
-                    store = reader(connections, tmp_path)
+                        place.put(path, damaged)
+                    store = reader(connections, place)
                     with pytest.raises(CorruptHistory, match="KXA"):
-                        await store.book_at(first, markets[0][150].effective_us)
+                        await store.book_at(first, at_us)
                     assert told(await store.book_at(second, at_us)) == other
-                    path.write_bytes(whole)
-        assert await answers(reader(connections, tmp_path), markets) == hot
+                    place.put(path, whole)
+        assert await answers(reader(connections, place), markets) == hot
         for gone, error in (("commits", CorruptHistory), ("log.json", OSError)):  # the latter: there is no archive at all
-            tmp_path.joinpath(gone).rename(tmp_path / f"{gone}.gone")
+            for path in [path for path, _ in place.listed("") if path.startswith(gone)]:
+                place.delete(path)
             with pytest.raises(error):
-                await reader(connections, tmp_path).book_at(first, markets[0][150].effective_us)
+                await reader(connections, place).book_at(first, at_us)

@@ -1,7 +1,6 @@
 """The archive in S3-compatible storage: whole objects or none, however many, through lines that are cut."""
 
 import asyncio
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -14,15 +13,6 @@ from tests.support import s3 as servers
 from tests.support.s3 import S3
 
 TOPIC = "kalshi.book.v1"
-
-
-@pytest.fixture(scope="module")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
-    with pytest.MonkeyPatch.context() as environment:
-        for name, value in servers.KEYS.items():
-            environment.setenv(name, value)
-        with servers.running(tmp_path_factory.mktemp("s3")) as server:
-            yield server
 
 
 def test_an_object_is_there_whole_is_read_moved_and_deleted(s3: S3) -> None:
@@ -45,7 +35,7 @@ def test_an_object_is_there_whole_is_read_moved_and_deleted(s3: S3) -> None:
 
 def test_more_objects_than_one_listing_answers_are_all_seen(s3: S3) -> None:
     if s3.program == "moto":
-        pytest.skip("moto takes half a minute for a thousand objects: `make minio`, or KB_TEST_MINIO")
+        pytest.skip("moto takes half a minute for a thousand objects; `make setup` builds MinIO where Go is")
     store = s3.bucket("many")
     paths = {f"commits/t/{n % 2}/{n:05}.json" for n in range(1_010)}
     with ThreadPoolExecutor(8) as pool:

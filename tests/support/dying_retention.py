@@ -13,6 +13,7 @@ from typing import Any
 
 import asyncpg
 
+from kalshibook_core.archive.store import Folder
 from tests.support import past
 
 STATEMENTS = ("execute", "fetchval", "copy_records_to_table")  # BEGIN, COMMIT and the locks among them; all but what only looks
@@ -60,7 +61,7 @@ def main() -> int:
         child = os.fork()
         if not child:
             doom(killed + 1)
-            asyncio.run(past.retire(dsn, folder))
+            asyncio.run(past.retire(dsn, Folder(folder)))
             os._exit(0)
         _, status = os.waitpid(child, 0)
         if (now := asyncio.run(rows(dsn))) != whole:

@@ -3,12 +3,11 @@
 import asyncio
 import random
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from kalshibook_core.archive.reader import Archive
-from kalshibook_core.archive.store import Folder
+from kalshibook_core.archive.store import Store as Place
 from kalshibook_core.kafka import topics
 from kalshibook_core.orderbook import Book
 from kalshibook_core.postgres import pool
@@ -96,39 +95,38 @@ async def store(tables: Tables, events: Events, at_once: int = 97) -> None:
             await tables.write(batch, {source: before})
 
 
-async def archive(folder: Path, events: Events, at_once: int = 400) -> None:
+async def archive(place: Place, events: Events, at_once: int = 400) -> None:
     """Write them to an archive, in commits of so many records, behind what it has."""
-    commit.claim(Folder(folder), "a test's", {}, False)
+    commit.claim(place, "a test's", {}, False)
     for topic, made in events.items():
-        at = await asyncio.to_thread(Archive(Folder(folder)).next_offset, topic, 0) or 0
+        at = await asyncio.to_thread(Archive(place).next_offset, topic, 0) or 0
         for first in range(0, len(made), at_once):
             some = made[first : first + at_once]
             values = [Record(at + n, e.market_ticker.encode(), codec.encode(e)) for n, e in enumerate(some)]
             life = files.make(topic, 0, at, at + len(values), "a", values)
-            await commit.write(Folder(folder), life, lambda attempt: attempt())
+            await commit.write(place, life, lambda attempt: attempt())
             at += len(values)
 
 
-def repack(folder: Path) -> None:
+def repack(place: Place) -> None:
     """Put every day together, and delete what was put together."""
-    store = Folder(folder)
     for topic in (topics.BOOK, topics.CHECKPOINTS, topics.TICKERS):
-        for held in Archive(store).held(topic.name):
-            for day in repacking.due(Archive(store), held, NOW_US, 0):
-                assert repacking.repack(store, held, day, f"r{day}", NOW_US)
-        repacking.sweep(store, topic.name, 0, NOW_US + 1, 1)
+        for held in Archive(place).held(topic.name):
+            for day in repacking.due(Archive(place), held, NOW_US, 0):
+                assert repacking.repack(place, held, day, f"r{day}", NOW_US)
+        repacking.sweep(place, topic.name, 0, NOW_US + 1, 1)
 
 
-async def retire(dsn: str, folder: Path, before_us: int = NOW_US) -> list[str]:
+async def retire(dsn: str, place: Place, before_us: int = NOW_US) -> list[str]:
     """Drop what may go; return the partitions' names."""
     connection = await pool.connect(dsn)
     try:
-        tables, held = Retention(connection), Archive(Folder(folder))
+        tables, held = Retention(connection), Archive(place)
         await tables.house(before_us)
         names = []
         for partition in await tables.over(before_us):
             proved = await verify.verify(tables, held, partition, NOW_US, lambda _: None)
-            await tables.drop(proved, str(folder), NOW_US)
+            await tables.drop(proved, str(place), NOW_US)
             names.append(partition.name)
         return names
     finally:
