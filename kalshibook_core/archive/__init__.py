@@ -6,6 +6,6 @@ next) of this partition of this topic", so the commits themselves are what a wri
 could disagree. Commits that overlap (two writers that knew nothing of each other) hold the same rows, since a row is a function
 of its record alone; `layout.chain` takes each offset from one of them.
 
-Rooms: `layout` where things lie, `tables` events as Parquet and back, `manifest` what is said of a file and of a commit, `store`
-a folder or S3, `reader` reading with every proof. The only door to pyarrow.
+Rooms: `layout` where things lie, `tables` events as Parquet and back, `manifest` what is said of a file and of a commit,
+`coverage` how whole a file is, `store` a folder or S3, `reader` reading with every proof. The only door to pyarrow.
 """

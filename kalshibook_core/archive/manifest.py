@@ -11,12 +11,16 @@ A file's manifest:
         segments                      runs of versions that replay without a hole, {first, last, whole}; `whole`: it begins with a
                                       whole book, else with the book after version first - 1
         gaps                          what is not known, {start_us, end_us, cause}; end_us null: not ended in this file
-                                      (of trades too)
-        quality                       of book and trades, by what this file tells, from first_us to last_us: {state, from_us,
-                                      to_us, covered_us, uncovered_us, recordable_us, completeness_ppm}, as
-                                      `kalshibook_core.wire.quality` defines them
-    quality                           the worst state of its markets, and the sums {covered_us, uncovered_us, recordable_us,
-                                      completeness_ppm}; files of an earlier release have neither
+                                      (of every kind of file, not of books alone)
+        quality                       from its first row to its last: {state, from_us, to_us, covered_us, uncovered_us,
+                                      recordable_us, completeness_ppm}, as `kalshibook_core.wire.quality` defines them; `state`
+                                      may be `unknown` as well, and what is not known counts in none of the numbers
+    quality                           the worst state of its markets, the sums {covered_us, uncovered_us, recordable_us,
+                                      completeness_ppm}, and `by`, what tells them: `rows` (book, trades, and raw rows of these
+                                      two channels: the file itself), `book` (tickers, checkpoints: how the book of the market
+                                      was followed), null (no record tells: lifecycle, and raw rows of all else)
+    sources                           of raw rows of book and trades: {gatherer, connection, generation, first_us, last_us,
+                                      frames, stale, breaks}; `breaks`: how many markets, by cause
 
 A commit's: topic, partition, first, next, rows, and `files`: path, table, channel, day, series, rows, bytes, sha256, and
 manifest_sha256 of each. It is sealed with a digest of its own, so each byte of an archive is vouched for by a commit.
@@ -31,17 +35,22 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 
+from kalshibook_core.archive.coverage import Followed, Received
 from kalshibook_core.archive.layout import Commit, Repack, day_name
 from kalshibook_core.archive.tables import Row, Table
 from kalshibook_core.orderbook.checksum import to_hex
-from kalshibook_core.wire.events import READ_OVER, BookDelta, BookSnapshot, Gap
-from kalshibook_core.wire.quality import PPM, Record, Span, State, of_span
+from kalshibook_core.wire.events import BOOK, READ_OVER, TRADES, BookDelta, BookSnapshot, Gap
+from kalshibook_core.wire.quality import PPM, Quality, Record, Span, State, of_span
 
 Json = dict[str, Any]
 _BOOK_EVENTS: Final = (BookDelta, BookSnapshot, Gap)
-_JUDGED: Final = ("book", "trades")
-_QUALITY: Final = ("state", "from_us", "to_us", "covered_us", "uncovered_us", "recordable_us", "completeness_ppm")
 _SUMMED: Final = ("covered_us", "uncovered_us", "recordable_us")
+
+UNKNOWN: Final = "unknown"
+"""State of a span of which, at least in part, nothing tells how whole it is."""
+
+_STATES: Final = (State.COMPLETE, State.ENDED, State.PENDING, UNKNOWN, State.GAP)
+"""Best first."""
 
 
 class Entry(NamedTuple):
@@ -76,14 +85,23 @@ def digest(content: bytes) -> str:
 
 
 def describe(
-    commit: Commit | Repack, path: str, table: Table, where: tuple[str, int, str], rows: Sequence[Row], content: bytes
+    commit: Commit | Repack,
+    path: str,
+    table: Table,
+    where: tuple[str, int, str],
+    rows: Sequence[Row],
+    content: bytes,
+    followed: Followed | None = None,
 ) -> Json:
-    """Return the manifest of a file of `rows`, written as `content`; `where` is its (channel, day, series)."""
+    """Return the manifest of a file of `rows`, written as `content`; `where` is its (channel, day, series).
+
+    `followed` says how the books of its markets were, if anybody knows.
+    """
     channel, day, series = where
     markets: dict[str, Json] = {}
     for _, event in rows:
         _tell(markets, table, event)
-    known = {"quality": _judge(markets)} if table.name in _JUDGED else {}
+    first_us, last_us = (pick(each[name] for each in markets.values()) for pick, name in ((min, "first_us"), (max, "last_us")))
     return {
         "format": table.format,
         "path": path,
@@ -97,28 +115,48 @@ def describe(
         "rows": len(rows),
         "bytes": len(content),
         "sha256": digest(content),
-        "time": {
-            "first_us": min(each["first_us"] for each in markets.values()),
-            "last_us": max(each["last_us"] for each in markets.values()),
-        },
-        **known,
+        "time": {"first_us": first_us, "last_us": last_us},
+        **_judge(markets, table.name, channel, rows, followed),
         "markets": markets,
     }
 
 
-def _judge(markets: dict[str, Json]) -> Json:
-    """Add to each market its quality; return that of all of them."""
-    found = []
-    for told in markets.values():
-        first_us, last_us = told["first_us"], told["last_us"]
-        gaps = sorted((Span(**gap) for gap in told.get("gaps", ())), key=lambda gap: gap.start_us)
-        quality = of_span(Record(gaps, last_us, first_us, first_us), first_us, last_us + 1)
-        found.append(quality)
-        told["quality"] = {name: getattr(quality, name) for name in _QUALITY}
-    sums = {name: sum(getattr(quality, name) for quality in found) for name in _SUMMED}
+def _judge(markets: dict[str, Json], table: str, channel: str, rows: Sequence[Row], followed: Followed | None) -> Json:
+    """Add to each market its quality; return that of all of them, and of what."""
+    told: Json = {}
+    received = Received()
+    if table == "raw" and channel in (BOOK, TRADES):
+        for _, raw in rows:
+            received.add(raw)
+        told["sources"] = received.sources()
+    by = "rows" if told or table in ("book", "trades") else "book" if table in ("tickers", "checkpoints") else None
+    for ticker, its in markets.items():
+        from_us, to_us = its["first_us"], its["last_us"] + 1
+        if table in ("book", "trades"):
+            gaps = sorted((Span(**gap) for gap in its.get("gaps", ())), key=lambda gap: gap.start_us)
+            quality: Quality | None = of_span(Record(gaps, to_us - 1, from_us, from_us), from_us, to_us)
+        else:
+            quality = received.quality(ticker) if by == "rows" else None
+            if by == "book" and followed is not None:
+                quality = followed.quality(ticker, from_us, to_us)
+            if quality is not None and quality.gaps:
+                its["gaps"] = [gap._asdict() for gap in quality.gaps]
+        its["quality"] = _block(quality, from_us, to_us)
+    blocks = [its["quality"] for its in markets.values()]
+    sums = {name: sum(block[name] for block in blocks) for name in _SUMMED}
     ppm = PPM * sums["covered_us"] // sums["recordable_us"] if sums["recordable_us"] else None
-    worst = max((quality.state for quality in found), key=list(State).index)
-    return {"state": worst, **sums, "completeness_ppm": ppm}
+    worst = max((block["state"] for block in blocks), key=_STATES.index)
+    return {"quality": {"by": by, "state": worst, **sums, "completeness_ppm": ppm}, **told}
+
+
+def _block(quality: Quality | None, from_us: int, to_us: int) -> Json:
+    """Return what is said of a market in [from_us, to_us), given the quality of the part of which anything is known."""
+    if quality is None:
+        return {"state": UNKNOWN, "from_us": from_us, "to_us": to_us, **dict.fromkeys(_SUMMED, 0), "completeness_ppm": None}
+    partly = quality.from_us > from_us or quality.to_us < to_us
+    state = max(str(quality.state), UNKNOWN, key=_STATES.index) if partly else quality.state
+    sums = {name: getattr(quality, name) for name in _SUMMED}
+    return {"state": state, "from_us": from_us, "to_us": to_us, **sums, "completeness_ppm": quality.completeness_ppm}
 
 
 def _tell(markets: dict[str, Json], table: Table, event: Any) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from kalshibook_core.archive import layout, manifest, tables
+from kalshibook_core.archive.coverage import Followed
 from kalshibook_core.archive.layout import Commit
 from kalshibook_core.archive.manifest import Entry
 from kalshibook_core.archive.tables import UNREADABLE, Row, Table
@@ -38,8 +39,13 @@ class Made(NamedTuple):
     unreadable: int
 
 
-def make(topic: str, partition: int, first: int, after: int, life: str, records: Sequence[Record]) -> Made:
-    """Return the commit of the records of offsets [first, after). Never raises for what a record holds."""
+def make(
+    topic: str, partition: int, first: int, after: int, life: str, records: Sequence[Record], followed: Followed | None = None
+) -> Made:
+    """Return the commit of the records of offsets [first, after). Never raises for what a record holds.
+
+    `followed` is how the partition's books were so far; what these records tell of it, it learns.
+    """
     table = tables.BY_TOPIC[topic]
     placed: dict[Place, list[Row]] = {}
     unreadable = 0
@@ -52,16 +58,19 @@ def make(topic: str, partition: int, first: int, after: int, life: str, records:
         placed.setdefault(place, []).append((offset, event))
     days = [day for _, day, _ in placed] or [0]
     commit = Commit(topic, partition, first, after, min(days), max(days), life)
-    files = [_file(commit, table, place, placed[place]) for place in sorted(placed)]
+    files = [_file(commit, table, place, placed[place], followed) for place in sorted(placed)]
     sealed = manifest.seal(commit, [file.entry for file in files])
     return Made(commit, files, sealed, sum(map(len, placed.values())), unreadable)
 
 
-def _file(commit: Commit, table: Table, place: Place, rows: Sequence[Row]) -> File:
+def _file(commit: Commit, table: Table, place: Place, rows: Sequence[Row], followed: Followed | None) -> File:
     path = commit.file(table.name, *place)
     about = {"kalshibook.topic": commit.topic, "kalshibook.partition": str(commit.partition)}
     content = table.write(rows, about)
-    told = manifest.dump(manifest.describe(commit, path + layout.ROWS, table, place, rows, content))
+    described = manifest.describe(commit, path + layout.ROWS, table, place, rows, content, followed)
+    if followed is not None and table is tables.BOOKS:
+        followed.learn(described)
+    told = manifest.dump(described)
     channel, day, series = place
     digests = manifest.digest(content), manifest.digest(told)
     entry = Entry(path + layout.ROWS, table.name, channel, day, series, len(rows), len(content), *digests)

@@ -21,14 +21,20 @@ from itertools import groupby
 from typing import Final, NamedTuple
 
 from kalshibook_core.archive import layout, manifest, tables
+from kalshibook_core.archive.coverage import Followed
 from kalshibook_core.archive.layout import Repack
 from kalshibook_core.archive.manifest import Entry, Repacked
 from kalshibook_core.archive.reader import Archive, Damaged, Held
 from kalshibook_core.archive.store import Store
 from kalshibook_core.archive.tables import Row
+from kalshibook_core.kafka import topics
 
 ROWS: Final = 500_000
 """Rows of one file: what is held in memory."""
+
+
+_BY_BOOK: Final = (tables.TICKED.name, tables.CHECKPOINTED.name)
+"""Tables whose files are as whole as the books of their markets."""
 
 
 class Abandoned(Exception):
@@ -107,7 +113,8 @@ def repack(
     def write(place: tuple[str, str], of: list[Row]) -> None:
         if stopping():
             raise Abandoned
-        files.append(_write(store, archive, table, made._replace(life=f"{life}x{len(files)}"), place, of))
+        books = _books(archive, held.partition, day, place[1]) if table.name in _BY_BOOK else None
+        files.append(_write(store, archive, table, made._replace(life=f"{life}x{len(files)}"), place, of, books))
 
     for chunk in plan((entry for entry in entries if entry.series not in (again or {})), rows):
         write((chunk.channel, chunk.series), [row for entry in chunk.files for row in archive.rows(entry)])
@@ -119,12 +126,36 @@ def repack(
     return told
 
 
-def _write(store: Store, archive: Archive, table: tables.Table, made: Repack, place: tuple[str, str], rows: list[Row]) -> Entry:
+def _books(archive: Archive, partition: int, day: int, series: str) -> Followed | None:
+    """Return how the books of a series were followed on a day, None where what is archived of them does not tell."""
+    held = archive.held_of(topics.BOOK.name, partition)
+    if held.chain.holes:
+        return None
+    followed = Followed(day * layout.DAY_US)
+    try:
+        for entry in archive.effective(held, range(day, day + 1), series):
+            followed.learn(archive.manifest(entry))
+    except Damaged:
+        return None
+    if any(commit.last_day > day for commit in held.chain.commits):
+        followed.through_us = (day + 1) * layout.DAY_US  # the next day's events have come, so all of this one's have
+    return followed
+
+
+def _write(
+    store: Store,
+    archive: Archive,
+    table: tables.Table,
+    made: Repack,
+    place: tuple[str, str],
+    rows: list[Row],
+    books: Followed | None,
+) -> Entry:
     rows.sort(key=_offset if table.name == tables.RAW.name else _market)
     channel, series = place
     path = made.file(table.name, channel, series)
     content = table.write(rows, {})
-    told = manifest.dump(manifest.describe(made, path + layout.ROWS, table, (channel, made.day, series), rows, content))
+    told = manifest.dump(manifest.describe(made, path + layout.ROWS, table, (channel, made.day, series), rows, content, books))
     entry = Entry(
         path + layout.ROWS, table.name, channel, made.day, series, len(rows), len(content),
         manifest.digest(content), manifest.digest(told),

@@ -8,6 +8,7 @@ from typing import Final, TypeVar
 
 import structlog
 
+from kalshibook_core.archive.coverage import Followed
 from kalshibook_core.archive.manifest import Repacked
 from kalshibook_core.archive.reader import Archive, Damaged
 from kalshibook_core.archive.reader import Held as InArchive
@@ -74,6 +75,7 @@ class _Member:
         self._names = {settings.cluster.topic(topic): topic.name for topic in TOPICS}
         self._starts: dict[TopicPartition, int | None] = {}  # where each partition of ours stands in the archive
         self._waiting: dict[TopicPartition, Waiting] = {}
+        self._followed: dict[int, Followed] = {}  # the books of each partition, as far as this process archived them
         self._over = self._joined = False
 
     async def claim(self) -> None:
@@ -114,6 +116,7 @@ class _Member:
             for where in sorted(ours):
                 self._compare(where, begin[where], await self._consumer.committed(where) or 0)
         self._starts, self._waiting, self._joined = starts, {}, True
+        self._followed = {}  # who had them meanwhile may have archived more
         self._consumer.pause(*ours)
         _log.info("assigned", partitions=len(ours))
         return begin
@@ -173,8 +176,9 @@ class _Member:
         assert held.first is not None and held.next is not None
         started = clock.monotonic()
         made = await asyncio.to_thread(
-            files.make, self._names[where.topic], where.partition, held.first, held.next, self._life, held.records
-        )
+            files.make, self._names[where.topic], where.partition, held.first, held.next, self._life, held.records,
+            self._followed.setdefault(where.partition, Followed()),
+        )  # fmt: skip
         await self._patiently(lambda: asyncio.to_thread(commit.is_there, self._settings.store))
         await commit.write(self._settings.store, made, self._patiently)
         with suppress(KafkaFault):  # a witness, and no more: another one may own the partition by now
