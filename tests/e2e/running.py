@@ -34,8 +34,8 @@ def kb(home: Path, *words: str) -> subprocess.CompletedProcess[str]:
 class Up:
     """A `kb up`. Its block leaves nothing running, however it is left."""
 
-    def __init__(self, home: Path, *words: str) -> None:
-        self.home, self.words = home, words
+    def __init__(self, home: Path, *words: str, **env: str) -> None:
+        self.home, self.words, self._env = home, words, environment(home) | env
         self.screen_file = home.with_name(home.name + ".screen")
         self.process: subprocess.Popen[bytes] | None = None
         self.client = httpx.AsyncClient(timeout=30, limits=httpx.Limits(max_connections=20))
@@ -61,7 +61,7 @@ class Up:
         self._url = ""
         with self.screen_file.open("wb") as out:
             command = [*KB, "up", *self.words]
-            self.process = subprocess.Popen(command, env=environment(self.home), stdout=out, stderr=out, stdin=subprocess.DEVNULL)
+            self.process = subprocess.Popen(command, env=self._env, stdout=out, stderr=out, stdin=subprocess.DEVNULL)
 
     @property
     def screen(self) -> str:

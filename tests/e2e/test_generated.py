@@ -17,7 +17,7 @@ from tests.e2e.running import Up, alive, kb
 from tests.support.service import until
 
 STATUS_KEYS = {"state", "gateway", "demo_key", "services", "recording", "gaps", "trade_gaps", "faults"}
-SERVICES = {"ingest", "deduplicator", "persister", "reconstructor", "gateway"}
+SERVICES = {"ingest", "deduplicator", "persister", "archive", "reconstructor", "gateway"}
 FAULTS = {
     "malformed": None,
     "unknown_type": None,
@@ -96,7 +96,7 @@ async def equal_to_the_truth(up: Up) -> None:
 
 async def test_the_first_day(tmp_path: Path) -> None:
     home = tmp_path / "home"
-    async with Up(home, *GENERATED) as up:
+    async with Up(home, *GENERATED, KB_ARCHIVE=str(home / "archive"), KB_ARCHIVE_SECONDS="2") as up:
         # The screen: three queries that work as printed.
         await up.says("?at=")
         lines = re.findall(r"^\s*(curl .*)$", up.screen, re.MULTILINE)
@@ -134,6 +134,7 @@ async def test_the_first_day(tmp_path: Path) -> None:
             "ingest",
             "deduplicator",
             "persister",
+            "archive",
             "reconstructor",
             "gateway",
             "redis",
@@ -166,6 +167,12 @@ async def test_the_first_day(tmp_path: Path) -> None:
         after = await versions_of(up)
         assert all(after[ticker] >= version for ticker, version in versions.items())
         await equal_to_the_truth(up)
+
+        # What stands in the archive and in the database is what the raw frames say: every table, version and checksum.
+        proved = kb(home, "verify", "--json")
+        assert proved.returncode == 0, proved.stdout + proved.stderr
+        counts = json.loads(proved.stdout)["counts"]
+        assert min(counts["events_proved"], counts["rows_proved"]) > 1000, counts
 
 
 async def versions_of(up: Up) -> dict[str, int]:
