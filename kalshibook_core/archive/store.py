@@ -11,9 +11,11 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from shutil import copyfileobj
 from typing import Any, Final, Protocol
 
 _UNFINISHED: Final = ".tmp"
+_PIECE: Final = 1 << 23
 
 
 class Store(Protocol):
@@ -98,6 +100,7 @@ class Bucket:
 
         self._root = root.strip("/")
         scheme, _, address = endpoint.rpartition("://")
+        # No compression anywhere below: Arrow would go by the ending of a name.
         # Delayed: an object of ours is one PUT then, and not the three calls of an upload in parts.
         self._s3: Any = fs.S3FileSystem(
             endpoint_override=address.strip("/") or None,
@@ -110,14 +113,19 @@ class Bucket:
 
     def put(self, path: str, content: bytes) -> None:
         """Write an object, whole or not at all: S3 shows it when the request has ended well."""
-        with self._s3.open_output_stream(f"{self._root}/{path}") as out:
+        with self._s3.open_output_stream(f"{self._root}/{path}", compression=None) as out:
             out.write(content)
 
     def get(self, path: str) -> bytes:
         """Return an object; raise FileNotFoundError."""
-        with self._s3.open_input_stream(f"{self._root}/{path}") as stream:
+        with self._s3.open_input_stream(f"{self._root}/{path}", compression=None) as stream:
             content: bytes = stream.read()
         return content
+
+    def fetch(self, path: str, to: Path) -> None:
+        """Write an object to a file, a piece at a time; raise FileNotFoundError."""
+        with self._s3.open_input_stream(f"{self._root}/{path}", compression=None) as stream, to.open("wb") as file:
+            copyfileobj(stream, file, _PIECE)
 
     def listed(self, folder: str) -> Iterator[tuple[str, int]]:
         """Yield the path and size of every object below a folder, in no order."""

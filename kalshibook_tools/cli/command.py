@@ -167,3 +167,7 @@ def database(home: Path, given: str | None) -> str:
 
 
 dsn_option = click.option("--dsn", envvar="KB_POSTGRES_DSN", help="The database; by default the one that runs in KB_HOME.")
+
+endpoint_option = click.option(
+    "--endpoint", envvar=["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"], default="", help="S3's address, if not Amazon's."
+)

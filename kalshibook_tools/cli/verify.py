@@ -11,7 +11,7 @@ import click
 
 from kalshibook_core.runtime import clock
 from kalshibook_core.runtime.settings import ConfigurationError
-from kalshibook_tools.cli.command import Instant, database, dsn_option, fail, home_option, run
+from kalshibook_tools.cli.command import Instant, database, dsn_option, endpoint_option, fail, home_option, run
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _ROWS = (
@@ -35,7 +35,7 @@ _ROWS = (
 @home_option
 @dsn_option
 @click.option("--archive", "location", envvar="KB_ARCHIVE", help="A folder or s3://bucket/prefix; by default KB_HOME/archive.")
-@click.option("--endpoint", envvar=["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"], default="", help="S3's address, if not Amazon's.")
+@endpoint_option
 @click.option("--market", metavar="TICKER", help="Compare only this market.")
 @click.option("--from", "from_us", type=Instant(), default="1970-01-01", help="Compare events from this instant on (UTC).")
 @click.option("--to", "to_us", type=Instant(), help="Compare events before this instant.")

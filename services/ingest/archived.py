@@ -1,4 +1,4 @@
-"""The raw rows of an archive as records of the raw topic once more, of gatherers under names of their own. Reads files only.
+"""The raw rows of an archive as records of the raw topic once more, of gatherers under names of their own. Reads only.
 
 A market's records come in the order of their days of receipt and, within a day, of their offsets: for each market that is the
 order in which they were captured. What ended its sources there ends them here: BREAKs as they stand, and one in place of a START,
@@ -12,13 +12,12 @@ import hashlib
 import heapq
 from collections.abc import Iterator
 from itertools import chain, groupby
-from pathlib import Path
 from typing import Final
 
 from kalshibook_core.archive import layout
 from kalshibook_core.archive.manifest import Entry
 from kalshibook_core.archive.reader import Archive, Damaged
-from kalshibook_core.archive.store import Folder
+from kalshibook_core.archive.store import Store
 from kalshibook_core.archive.tables import Row
 from kalshibook_core.kafka import topics
 from kalshibook_core.kafka.cluster import keys_of_partitions
@@ -34,30 +33,30 @@ Standing = dict[tuple[str, str, str, int], RawFrame]
 """The last record of each source that was not broken since: by market, channel, gatherer and connection."""
 
 
-def is_archive(path: Path) -> bool:
-    """Return whether a folder is an archive."""
-    return (path / layout.COMMITS).is_dir()
+def is_archive(store: Store) -> bool:
+    """Return whether there is an archive. Raises OSError."""
+    return next(store.listed(layout.COMMITS), None) is not None
 
 
 class Archived:
-    """An archive in a folder."""
+    """An archive in a folder or in S3."""
 
-    def __init__(self, folder: Path, name: str, partitions: int) -> None:
-        """`name` is what its gatherers are imported under. Raises NotRecorded."""
-        self._archive = Archive(Folder(folder))
+    def __init__(self, store: Store, name: str, partitions: int) -> None:
+        """`name` is what its gatherers are imported under. Raises NotRecorded, OSError."""
+        self._archive = Archive(store)
         self._name, self._partitions, self._prefix = name, partitions, ""
         self._damaged: set[str] = set()
         self._entries: list[list[Entry]] = []  # by partition of the archive
         for held in self._archive.held(topics.RAW.name):
             if held.chain.holes:
                 first, after = held.chain.holes[0]
-                raise NotRecorded(f"{folder}: no commit holds the offsets {first} to {after} of partition {held.partition}")
+                raise NotRecorded(f"{store}: no commit holds the offsets {first} to {after} of partition {held.partition}")
             try:
                 self._entries.append(self._archive.effective(held, _ALL_DAYS))
             except Damaged as error:
-                raise NotRecorded(f"{folder}: {error}") from error
+                raise NotRecorded(f"{store}: {error}") from error
         if not self._entries:
-            raise NotRecorded(f"{folder}: an archive without raw records")
+            raise NotRecorded(f"{store}: an archive without raw records")
 
     @property
     def size(self) -> int:

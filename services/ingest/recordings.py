@@ -1,4 +1,5 @@
-"""Recorded frames as a gatherer would have published them: files of lines in, records of the raw topic out. Reads files only.
+"""Recorded frames as a gatherer would have published them: files of lines in, records of the raw topic out. Reads files only;
+those of a bucket are fetched first (`fetch`).
 
 A recording is taken for what one connection received. It says of itself what a gatherer says: a START, a RESUME of the trades
 of each market at its first frame, BREAKs where its recorder's connection had died (`seq` begins anew) and where the files of a
@@ -18,6 +19,7 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 
+from kalshibook_core.archive.store import Bucket
 from kalshibook_core.kafka.cluster import keys_of_partitions
 from kalshibook_core.kalshi import markets, messages, recorded
 from kalshibook_core.wire.events import BOOK, EVENT, TRADES, Cause, RawFrame, RawKind
@@ -207,6 +209,23 @@ class Recording:
                 except (ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
                     refuse(f'{kept}: not a REST body {{"event": …, "markets": […]}} with {ticker}: {error!r}')
                 return
+
+
+def fetch(bucket: Bucket, folder: Path, step: Step = lambda _: None) -> None:
+    """Copy the recordings of a bucket into a folder, and the REST bodies beside them; `step` is told of bytes.
+
+    Raises NotRecorded, OSError; nobody is to read the folder then, since it lacks some.
+    """
+    for path, size in bucket.listed(""):
+        if path.endswith(ENDINGS) or Path(path).parent.name == "metadata":
+            if ".." in path.split("/"):
+                raise NotRecorded(f"{bucket}/{path}: a file cannot have this name")
+            target = folder / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            bucket.fetch(path, target)
+            if (came := target.stat().st_size) != size:
+                raise OSError(f"{bucket}/{path}: {came:,} bytes came of {size:,}; try again")
+            step(size)
 
 
 class _Life:

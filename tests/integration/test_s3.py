@@ -1,16 +1,29 @@
-"""The archive in S3-compatible storage: whole objects or none, however many, through lines that are cut."""
+"""The archive in S3-compatible storage: whole objects or none, however many, through lines that are cut; imports from there."""
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
+from click.testing import CliRunner, Result
 
 from kalshibook_core.archive import layout
 from kalshibook_core.archive.reader import Archive, Damaged
+from kalshibook_core.archive.store import Folder
+from kalshibook_core.kafka.cluster import Cluster
+from kalshibook_core.kafka.reader import read_partition
+from kalshibook_core.kafka.topics import RAW
+from kalshibook_core.wire import codec
+from kalshibook_core.wire.events import RawFrame
+from kalshibook_tools.cli.command import kb as command_line
+from services.ingest.archived import Archived
+from services.ingest.recordings import Recording
 from services.persister.archive import commit, files, repack
 from tests.support import archive as made
+from tests.support import recordings
 from tests.support import s3 as servers
 from tests.support.s3 import S3
+from tests.unit.ingest.test_archived import archive, captured
 
 TOPIC = "kalshi.book.v1"
 
@@ -18,17 +31,17 @@ TOPIC = "kalshi.book.v1"
 def test_an_object_is_there_whole_is_read_moved_and_deleted(s3: S3) -> None:
     store = s3.bucket("one/place")
     for content in (b"", b"a", bytes(range(256)) * 60_000):  # 15 MB: uploaded in parts
-        store.put("a/b.parquet", content)
-        assert store.get("a/b.parquet") == content
-        assert list(store.listed("a")) == [("a/b.parquet", len(content))]
-    store.move("a/b.parquet", "quarantine/a/b.parquet")
+        store.put("a/b.gz", content)
+        assert store.get("a/b.gz") == content
+        assert list(store.listed("a")) == [("a/b.gz", len(content))]
+    store.move("a/b.gz", "quarantine/a/b.gz")
     assert list(store.listed("a")) == []
-    assert [path for path, _ in store.listed("quarantine")] == ["quarantine/a/b.parquet"]
-    for missing in (lambda: store.get("a/b.parquet"), lambda: store.move("a/b.parquet", "x")):
+    assert [path for path, _ in store.listed("quarantine")] == ["quarantine/a/b.gz"]
+    for missing in (lambda: store.get("a/b.gz"), lambda: store.move("a/b.gz", "x")):
         with pytest.raises(FileNotFoundError):
             missing()
     for _ in range(2):
-        store.delete("quarantine/a/b.parquet")
+        store.delete("quarantine/a/b.gz")
         assert list(store.listed("quarantine")) == []
     assert list(store.listed("nowhere")) == []
 
@@ -79,3 +92,54 @@ def test_an_archive_is_put_together_and_put_away_there(s3: S3) -> None:
     with pytest.raises(Damaged) as told:
         made.everything(Archive(store), TOPIC)
     assert Archive(store).quarantine(told.value) == f"quarantine/{hurt}"
+
+
+@pytest.mark.stack
+async def test_recordings_and_archives_are_imported_from_there(cluster: Cluster, database: str, s3: S3, tmp_path: Path) -> None:
+    written = recordings.write(tmp_path / "recorded", markets=3, seconds=4)
+    bad = written.events / "bad.ndjson"
+    bad.write_bytes(b"{\n")
+    here, old = s3.bucket("recorded"), s3.bucket("old/archive")
+    for file in filter(Path.is_file, written.folder.rglob("*")):
+        here.put(file.relative_to(written.folder).as_posix(), file.read_bytes())
+    await asyncio.to_thread(archive, old, captured())
+    env = {
+        "KB_KAFKA_BROKERS": cluster.brokers, "KB_TOPIC_PREFIX": cluster.prefix, "KB_POSTGRES_DSN": database,
+        "KB_KAFKA_PARTITIONS": str(cluster.partitions), "AWS_ENDPOINT_URL": s3.endpoint,
+    }  # fmt: skip
+
+    async def kb(*paths: str) -> Result:
+        command = ["import", "--home", str(tmp_path), *paths]
+        return await asyncio.to_thread(CliRunner(env=env).invoke, command_line, command)
+
+    def bucket(prefix: str) -> str:
+        return f"s3://{servers.BUCKET}/{prefix}"
+
+    local = Recording((written.folder,), "import-recorded", cluster.partitions)
+    survey = local.survey()
+    expected = list(local.records({ticker: extent.frames for ticker, extent in survey.markets.items()}))
+    told = await kb(bucket("recorded/"))
+    assert told.exit_code == 1 and f"{bucket('recorded')}/events/bad.ndjson:1: " in told.stderr
+    assert f"{written.frames:,} frames of {len(written.lines)} markets imported" in told.stdout
+    assert sorted(await raw(cluster)) == sorted(expected)
+    assert "imported before: nothing to do" in (await kb(str(written.folder), "--origin", "recorded")).stdout  # the same files
+
+    await asyncio.to_thread(archive, beside := Folder(tmp_path / "old"), captured())
+    source = Archived(beside, "import-archive", cluster.partitions)
+    expected += source.records(dict.fromkeys(source.survey().markets, 1))
+    assert (await kb(bucket("old/archive"))).exit_code == 0
+    assert sorted(await raw(cluster)) == sorted(expected)
+    assert not list((tmp_path / "imports").glob("*.fetched"))
+    for place, code in (("nothing", 1), ("old/archive", 2)):
+        assert (await kb(bucket(place), bucket("recorded"), "--origin", "x")).exit_code == code
+    line = servers.Line(s3.endpoint)
+    line.left = 0
+    gone = await kb(bucket("recorded"), "--endpoint", line.endpoint)
+    line.close()
+    assert gone.exit_code == 1 and gone.stderr.startswith("error: ")
+
+
+async def raw(cluster: Cluster) -> list[RawFrame]:
+    """Return all raw records."""
+    found = [codec.decode(each.value or b"") for n in range(cluster.partitions) async for each in read_partition(cluster, RAW, n)]
+    return [each for each in found if isinstance(each, RawFrame)]

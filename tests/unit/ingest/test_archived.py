@@ -3,7 +3,7 @@
 import asyncio
 from pathlib import Path
 
-from kalshibook_core.archive.store import Folder
+from kalshibook_core.archive.store import Folder, Store
 from kalshibook_core.kafka import topics
 from kalshibook_core.wire import codec
 from kalshibook_core.wire.events import AUDIT, Gap, Lifecycle, RawFrame, origin
@@ -56,12 +56,12 @@ def told(raws: list[RawFrame]) -> dict[tuple[str, str], list[tuple]]:
     return found
 
 
-def archive(folder: Path, raws: list[RawFrame]) -> None:
+def archive(place: Store, raws: list[RawFrame]) -> None:
     for first in range(0, len(raws), 20):
         part = raws[first : first + 20]
         records = [Record(first + n, raw.market_ticker.encode(), codec.encode(raw)) for n, raw in enumerate(part)]
         made = files.make(topics.RAW.name, 0, first, first + len(part), "a", records)
-        asyncio.run(commit.write(Folder(folder), made, _once))
+        asyncio.run(commit.write(place, made, _once))
 
 
 async def _once(attempt):
@@ -69,9 +69,9 @@ async def _once(attempt):
 
 
 def imported(folder: Path, leave_out: tuple[str, ...] = ()) -> list[RawFrame]:
-    source = Archived(folder, "import-old", 4)
+    source = Archived(Folder(folder), "import-old", 4)
     survey = source.survey()
-    assert is_archive(folder) and set(survey.markets) == set(MARKETS)
+    assert is_archive(Folder(folder)) and set(survey.markets) == set(MARKETS)
     records = list(source.records({ticker: 1 for ticker in survey.markets if ticker not in leave_out}))
     assert all(source.owns(raw) for raw in records) and not any(raw.channel == AUDIT for raw in records)
     return records
@@ -80,7 +80,7 @@ def imported(folder: Path, leave_out: tuple[str, ...] = ()) -> list[RawFrame]:
 def test_what_an_archive_holds_makes_the_same_events_again(tmp_path: Path) -> None:
     raws = captured()
     audit = Source("g1", ticker=MARKETS[0]).raw("REST", AUDIT, 7 * S, b"{}", sid=-1)
-    archive(tmp_path, [*raws, audit])
+    archive(Folder(tmp_path), [*raws, audit])
     again = imported(tmp_path)
     assert told(again) == told(raws)
     assert imported(tmp_path) == again
@@ -91,14 +91,14 @@ def test_what_an_archive_holds_makes_the_same_events_again(tmp_path: Path) -> No
 
 def test_a_damaged_file_is_named_and_leaves_a_gap(tmp_path: Path) -> None:
     """Whichever it is: what is made all the same is nothing else than what was captured."""
-    archive(tmp_path, captured())
+    archive(Folder(tmp_path), captured())
     true, whole = {each[1]["checksum"] for each in told(captured())["KXB-1", "book"]}, told(captured())
     damageable = sorted((tmp_path / "raw/channel=orderbook_delta").rglob("series=KXB/*.parquet"))
     assert len(damageable) > 3
     for path in damageable:
         content = path.read_bytes()
         path.write_bytes(content[:-1] + b"?")
-        source = Archived(tmp_path, "import-old", 4)
+        source = Archived(Folder(tmp_path), "import-old", 4)
         survey = source.survey()
         assert len(survey.bad) == 1 and path.name in survey.bad[0]
         records = list(source.records(dict.fromkeys(MARKETS, 1)))
