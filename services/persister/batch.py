@@ -4,8 +4,10 @@ Rows are built when market ids are known. A value that no row can be made of (no
 and passed over: the raw topic has the frame it came from.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import heapq
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
+from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -21,6 +23,7 @@ TICKER_COLUMNS: Final = (
 LIFECYCLE_COLUMNS: Final = ("market_id", "event_type", "recv_us", "clock_us", "body")
 
 _MANY, _NEVER = 1 << 32, 1 << 62
+_KEY: Final = attrgetter("market_id", "version")
 _LATEST_US: Final = 1_000 * coverage.HOUR_US
 """Of a gap that is longer, the hours before are measured anew when something else is told of them; what is served is true."""
 
@@ -71,11 +74,12 @@ class Batch:
             events.Audited: self.audits.append,
         }
 
-    def add(self, source: Source, records: Iterable[Any]) -> None:
+    def add(self, source: Source, records: Sequence[Any]) -> None:
         """Take Kafka records (`offset`, `value`) of one partition, in their order."""
         decode, add, size = codec.decode, self._add, len(columns.DELTA)
+        if records:
+            self.next[source] = records[-1].offset + 1
         for record in records:
-            self.next[source] = record.offset + 1
             value = record.value
             if value is None:
                 continue  # a tombstone of the compacted topic
@@ -189,18 +193,22 @@ class Batch:
         )
         return {each for start_us, end_us in ended for each in range(start_us - start_us % day, end_us - end_us % day, day)}
 
+    def book_tickers(self) -> set[str]:
+        """Return the markets that `book_rows` will yield rows of."""
+        return {event.market_ticker for part in (self.snapshots, self.gaps) for event in part}.union(self.deltas.tickers)
+
     @property
-    def has_book_events(self) -> bool:
-        """Whether `book_rows` will yield any."""
-        return bool(self.snapshots or self.gaps or self.deltas.tickers)
+    def first_effective_us(self) -> int:
+        """The earliest effective time of a book event in it, of which there must be one."""
+        others = min((event.effective_us for part in (self.snapshots, self.gaps) for event in part), default=_NEVER)
+        return min(others, int(self.deltas.effective_us.min(initial=_NEVER)))
 
     def book_rows(self, ids: Ids) -> Iterator[runs.Row]:
-        """Yield the rows of book_events."""
-        for snapshot in self.snapshots:
-            yield runs.pack_snapshot(ids[snapshot.market_ticker], snapshot)
-        for gap in self.gaps:
-            yield runs.pack_gap(ids[gap.market_ticker], gap)
-        yield from runs.pack_deltas(np.array([ids[ticker] for ticker in self.deltas.tickers], np.int64), self.deltas)
+        """Yield the rows of book_events, by market; those of one in the order of its versions, if the stream had them so."""
+        alone = [runs.pack_snapshot(ids[snapshot.market_ticker], snapshot) for snapshot in self.snapshots]
+        alone += [runs.pack_gap(ids[gap.market_ticker], gap) for gap in self.gaps]
+        packed = runs.pack_deltas(np.array([ids[ticker] for ticker in self.deltas.tickers], np.int64), self.deltas)
+        yield from heapq.merge(sorted(alone, key=_KEY), packed, key=_KEY) if alone else packed
 
     def ticker_rows(self, ids: Ids) -> Iterator[Row]:
         """Yield the rows of tickers, in the order of TICKER_COLUMNS."""

@@ -3,9 +3,8 @@
 Every statement the service runs is here. Market ids are remembered only after the transaction that made them has committed.
 """
 
-import re
 from collections import ChainMap
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any, Final
 
 import asyncpg
@@ -50,6 +49,13 @@ INSERT INTO markets (ticker, updated_us) SELECT ticker, 0 FROM unnest($1::text[]
 
 _IDS: Final = "SELECT ticker, id FROM markets WHERE ticker = ANY($1::text[])"
 
+# The last version that stands of a market. An event that came already has the time it had, and its row is of the same UTC day.
+_LAST: Final = """
+SELECT asked.id, last.version FROM unnest($1::int[]) AS asked (id) CROSS JOIN LATERAL (
+    SELECT version + events - 1 AS version FROM book_events
+    WHERE market_id = asked.id AND effective_us >= $2 ORDER BY effective_us DESC, version DESC LIMIT 1
+) AS last"""
+
 # What was received an hour and more before what the row says is imported, and no news. (Gatherers' clocks differ by less.)
 _DESCRIBE: Final = """
 UPDATE markets SET
@@ -72,7 +78,7 @@ ON CONFLICT DO NOTHING"""
 
 _RECORDED: Final = """
 UPDATE markets m SET recorded_us = begun.effective_us FROM unnest($1::int[], $2::bigint[]) AS begun (id, effective_us)
-WHERE m.id = begun.id"""
+WHERE m.id = begun.id AND m.recorded_us IS NULL RETURNING m.id"""
 
 _TOLD: Final = """
 unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::int[], $5::smallint[], $6::smallint[], $7::smallint[], $8::boolean[],
@@ -167,6 +173,7 @@ class Store:
     def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]") -> None:
         self._pool = pool
         self._ids: dict[str, int] = {}
+        self._last: dict[int, int] = {}  # the last version of each market that was looked at, while all that is written is ours
         self._partitions: set[str] = set()
         self._closed = -1  # the last hour that coverage is measured of, as last seen
         self._due: set[tuple[int, int]] = set()  # markets' hours after it that are known to be due
@@ -190,6 +197,7 @@ class Store:
 
     async def positions(self, sources: Sequence[Source]) -> dict[Source, int]:
         """Return where to go on reading each partition: its first offset whose rows are not in the tables (0 for a new one)."""
+        self._last.clear()  # whoever asks may have been without these partitions
         topics, numbers = [topic for topic, _ in sources], [number for _, number in sources]
         async with self._pool.acquire() as connection:
             await connection.execute(_REGISTER, topics, numbers)
@@ -220,16 +228,30 @@ class Store:
             await connection.execute(MARK_DAYS, days)
         return {due for due in fresh if due[1] > closed}
 
+    async def _stand(self, connection: Any, batch: Batch, ids: Mapping[str, int]) -> dict[int, int]:
+        """Return the last version that stands of each market the batch has book events of, 0 without one.
+
+        What this process wrote it remembers; others it asks for once. Nobody else can have written meanwhile: the offsets moved.
+        """
+        named = [ids[ticker] for ticker in batch.book_tickers()]
+        last = {market_id: self._last.get(market_id, 0) for market_id in named}
+        if unknown := [market_id for market_id in named if market_id not in self._last]:
+            since_us = batch.first_effective_us // partitions.DAY_US * partitions.DAY_US
+            last.update((row[0], row[1]) for row in await connection.fetch(_LAST, unknown, since_us))
+        return last
+
     async def write(self, batch: Batch, expected: Mapping[Source, int]) -> dict[str, int]:
-        """Write a batch whose partitions stand at the `expected` offsets; return rows by table. Raise Superseded if they do not.
+        """Write a batch whose partitions stand at the `expected` offsets; return rows by table.
+
+        Raises Superseded if they do not, and BrokenStream if it has a version that stands already.
 
         1. Partitions by time are made, each in its own transaction. A crash leaves empty ones, which the next attempt finds.
         2. One transaction: the offsets move by compare-and-set, which also locks them against a second writer; market ids are
-           made; the hours whose coverage the rows change are put down as due; the rows go in. A crash leaves nothing of it, and
-           the next owner reads the same records again.
+           made; the hours whose coverage the rows change are put down as due; the rows go in, each behind what stands of its
+           market. A crash leaves nothing of it, and the next owner reads the same records again.
         3. COMMIT. A crash after it leaves everything, and the next owner starts behind it. If the answer to COMMIT is lost, the
            caller asks `positions` which of the two happened.
-        4. Only now are the ids remembered, and what is due. A crash costs a look-up.
+        4. Only now are the ids remembered, what is due, and how far each market's versions go. A crash costs a look-up.
         """
         await self.prepare(batch.partitions_needed())
         named = batch.tickers_named()
@@ -238,9 +260,11 @@ class Store:
             fresh = await _allocate(connection, named - self._ids.keys())
             ids = ChainMap(fresh, self._ids) if fresh else self._ids
             due = await self._mark(connection, batch, ids)
-            counts = await _insert(connection, batch, ids)
+            last = await self._stand(connection, batch, ids)
+            counts = await _insert(connection, batch, ids, last)
         self._ids.update(fresh)
         self._due |= due
+        self._last.update(last)
         return counts
 
 
@@ -278,15 +302,25 @@ async def _allocate(connection: Any, tickers: Set[str]) -> dict[str, int]:
     return found
 
 
-async def _insert(connection: Any, batch: Batch, ids: Mapping[str, int]) -> dict[str, int]:
+def _behind(rows: Iterable[runs.Row], last: dict[int, int], ids: Mapping[str, int]) -> Iterator[runs.Row]:
+    """Yield rows of book_events and move `last` on with them; raise BrokenStream at one that is not behind all before it.
+
+    The table's key alone would not tell: it has the first version of a run, and a repeat may be any other.
+    """
+    for row in rows:
+        _, market_id, version, events, *_ = row
+        if version <= last[market_id]:
+            raise BrokenStream(_repeated(market_id, version, row.effective_us, ids))
+        last[market_id] = version + events - 1
+        yield row
+
+
+async def _insert(connection: Any, batch: Batch, ids: Mapping[str, int], last: dict[int, int]) -> dict[str, int]:
     counts: dict[str, int] = {}
 
     async def copy(table: str, columns: Sequence[str], rows: Iterable[Row], some: bool) -> None:
         if some:  # made while they are sent: Postgres works on the first of them meanwhile
-            try:
-                done = await connection.copy_records_to_table(table, columns=columns, records=rows)
-            except asyncpg.UniqueViolationError as error:
-                raise BrokenStream(_repeated(error, ids)) from None
+            done = await connection.copy_records_to_table(table, columns=columns, records=rows)
             counts[table] = int(done.rsplit(" ", 1)[1])
 
     async def insert(table: str, statement: str, rows: list[Row]) -> None:
@@ -309,7 +343,7 @@ async def _insert(connection: Any, batch: Batch, ids: Mapping[str, int]) -> dict
             if different and logs.once_a_minute("trade_differs"):
                 _log.warning("trade_differs", trade_id=different[0][0], count=len(different), look="table trade_differences")
 
-    await copy("book_events", runs.COLUMNS, batch.book_rows(ids), batch.has_book_events)
+    await copy("book_events", runs.COLUMNS, _behind(batch.book_rows(ids), last, ids), bool(last))
     await copy("tickers", batches.TICKER_COLUMNS, batch.ticker_rows(ids), bool(batch.tickers))
     await copy("lifecycle", batches.LIFECYCLE_COLUMNS, batch.lifecycle_rows(ids), bool(batch.lifecycle))
     await trade(batch.trade_rows(ids))
@@ -321,8 +355,10 @@ async def _insert(connection: Any, batch: Batch, ids: Mapping[str, int]) -> dict
         gaps = [gap for gap in batch.gap_rows.values() if (gap.channel == TRADES) is of_trades]
         await insert("gaps", statement, [(ids[gap.ticker], *gap[1:]) for gap in gaps])
     await insert("gaps_filled", _FILL, [(ids[g.market_ticker], g.start_us, g.end_us, g.recv_us) for g in batch.filled])
-    if begun := [event for event in batch.snapshots if event.version == 1]:
-        await connection.execute(_RECORDED, [ids[e.market_ticker] for e in begun], [e.effective_us for e in begun])
+    if begun := {ids[event.market_ticker]: event.effective_us for event in batch.snapshots if event.version == 1}:
+        found = await connection.fetch(_RECORDED, list(begun), list(begun.values()))
+        for market_id in begun.keys() - {row[0] for row in found}:
+            raise BrokenStream(_repeated(market_id, 1, begun[market_id], ids))
     if batch.market_changes:
         await connection.executemany(
             _DESCRIBE, sorted((ids[ticker], *change[1:]) for ticker, change in batch.market_changes.items())
@@ -331,13 +367,8 @@ async def _insert(connection: Any, batch: Batch, ids: Mapping[str, int]) -> dict
     return counts
 
 
-def _repeated(error: asyncpg.UniqueViolationError, ids: Mapping[str, int]) -> str:
-    """Say what a row of book_events repeats; its key is (market_id, effective_us, version), and Postgres says which."""
-    key = re.search(r"=\((\d+), (\d+), (\d+)\)", error.detail or "")
-    if key is None:
-        return f"{error}: {error.detail}"
-    market_id, effective_us, version = map(int, key.groups())
-    ticker = next((ticker for ticker, each in ids.items() if each == market_id), f"market_id {market_id}")
+def _repeated(market_id: int, version: int, effective_us: int, ids: Mapping[str, int]) -> str:
+    ticker = next(ticker for ticker, each in ids.items() if each == market_id)
     return (
         f"{ticker}: version {version}, effective_us {effective_us}, stands in book_events already and came again: kalshi.book.v1 "
         "is not what one deduplicator wrote, or consumer_offsets went back. No row of the batch was written; `kb verify` says "

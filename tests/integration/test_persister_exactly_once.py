@@ -39,6 +39,7 @@ pytestmark = pytest.mark.stack
 
 DAY_2021 = 1_614_556_800_000_000  # 2021-03-01, long before any partition made ahead
 HOUR = 3_600_000_000
+DAY = 24 * HOUR
 
 
 def history(seed: int, markets: int, events: int) -> list[BookEvent]:
@@ -245,7 +246,9 @@ async def test_each_gap_is_a_row_however_short_and_however_batches_fall(database
 
 
 async def test_a_version_that_comes_twice_is_told_by_its_market_and_number(database, connection):
-    events = history(5, markets=1, events=3)
+    """Wherever it comes again: in its batch, in the next one, to a process that did not write it, beside a run that has it."""
+    at, market = DAY_2021, Market("KXTEST-A.B", DAY_2021)
+    events = [market.event(roll, 1_000) for roll in (11, *[1] * 20, 22, *[1] * 20)]  # a snapshot, a run, a snapshot, a run
     source = ("book", 0)
 
     def batch(told: list[BookEvent], first: int) -> Batch:
@@ -254,16 +257,27 @@ async def test_a_version_that_comes_twice_is_told_by_its_market_and_number(datab
         return made
 
     async with await pool.connect_pool(database) as connections:
-        store = Store(connections)
-        positions = await store.positions([source])
-        told = r"KXTEST-5\.0: version 1, .*stands in book_events already"
-        with pytest.raises(BrokenStream, match=told):
-            await store.write(batch([*events, events[0]], 0), positions)
-        assert (await rows(connection), await store.positions([source])) == ([], positions)
-        await store.write(batch(events, 0), positions)
-        with pytest.raises(BrokenStream, match=told):
-            await store.write(batch(events, 3), {source: 3})
-        assert (await rows(connection), await store.positions([source])) == (expected(events), {source: 3})
+        writer = Store(connections)
+        none = await writer.positions([source])
+        for version in (1, 2, 7, 21, 22, 30, 42):
+            again = events[version - 1]
+            told = rf"KXTEST-A\.B: version {version}, effective_us {again.effective_us}, stands in book_events already"
+            for twice in ([*events[:version], again, *events[version:]], [*events, again]):
+                with pytest.raises(BrokenStream, match=told):
+                    await writer.write(batch(twice, 0), none)
+            assert (await rows(connection), await writer.positions([source])) == ([], none)
+        await writer.write(batch(events, 0), none)
+        for version in (1, 2, 7, 21, 22, 30, 42):
+            told = rf"KXTEST-A\.B: version {version}, .*stands in book_events already"
+            other = Store(connections)
+            stand = await other.positions([source])
+            for store in (writer, other):
+                with pytest.raises(BrokenStream, match=told):
+                    await store.write(batch(events[version - 1 :], 42), stand)
+        anew = events[0]._replace(effective_us=at + 40 * DAY, recv_us=at + 40 * DAY)  # who forgot all numbers from 1 again
+        with pytest.raises(BrokenStream, match=rf"KXTEST-A\.B: version 1, effective_us {anew.effective_us}, stands"):
+            await Store(connections).write(batch([anew], 42), stand)
+        assert (await rows(connection), await writer.positions([source])) == (expected(events), {source: 42})
 
 
 async def test_a_zombie_that_wakes_after_the_rebalance_cannot_write(cluster, connection, persister):
