@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 
+from kalshibook_core.archive.store import Folder
 from kalshibook_core.kafka import topics
 from kalshibook_core.kafka.cluster import Cluster
 from kalshibook_core.kafka.producer import Producer
@@ -75,8 +76,9 @@ async def test_all_is_written_read_and_dropped_by_an_owner_who_is_no_superuser_a
         await until(written)
         assert await service.drain() == 0
     await gateway.key(dsn)
-    await past.archive(tmp_path / "archive", events)
-    assert len(await past.retire(dsn, tmp_path / "archive", (past.DAY0 + 1) * DAY_US)) == 2
+    archive = Folder(tmp_path / "archive")
+    await past.archive(archive, events)
+    assert len(await past.retire(dsn, archive, (past.DAY0 + 1) * DAY_US)) == 2
 
     async with await pool.connect_pool(dsn, size=2) as owner:
         held = Store(owner)
