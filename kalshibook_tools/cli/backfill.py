@@ -21,6 +21,9 @@ _exchange = click.option("--env", "exchange", type=click.Choice(["demo", "prod"]
 def backfill() -> None:
     """Fill what was missed from the exchange's own history, and mark it as that.
 
+    Gaps of trades, and markets without a definition or an outcome, are filled by themselves while `kb up` runs (KB_BACKFILL).
+    These commands do it at once, over any span, and over what is older than the exchange's live lists.
+
     \b
     Examples:
       kb backfill trades                                           every gap of trades that has ended
@@ -58,8 +61,9 @@ def trades(
     added, its `origin` is rest; one that REST tells otherwise stays as it was captured, and what REST says is kept in the table
     trade_differences. A gap that was read over stays a gap, marked as filled.
     """
-    from services.ingest import backfill as work
     from services.ingest import settings
+    from services.ingest.backfill import fill as work
+    from services.ingest.backfill import missing
 
     if (from_us is None) != (to_us is None) or (from_us is not None and to_us is not None and from_us >= to_us):
         fail("--from and --to go together, the earlier one first", 2)
@@ -68,7 +72,7 @@ def trades(
     async def fill() -> None:
         where = database(home, dsn)
         async with work.opened(settings.from_env(_environment(home, exchange, rate)), told) as filling:
-            found = await work.holes(where, await filling.now_us() - round(age * 1e6))
+            found = await missing.holes(where, await filling.now_us() - round(age * 1e6))
             found = [hole for hole in found if market in ("", hole.ticker)]
             progress, wanted = None, work.spans(found)
             if from_us is not None and to_us is not None:
@@ -99,8 +103,9 @@ def trades(
 @_exchange
 def markets(home: Path, dsn: str | None, from_us: int, to_us: int, series: str, rate: float, exchange: str | None) -> None:
     """Read the definitions and results of markets that closed in a span: those that came and went while nobody listened."""
-    from services.ingest import backfill as work
     from services.ingest import settings
+    from services.ingest.backfill import fill as work
+    from services.ingest.backfill import missing
 
     if from_us >= to_us:
         fail("--from is not before --to", 2)
@@ -109,7 +114,7 @@ def markets(home: Path, dsn: str | None, from_us: int, to_us: int, series: str, 
     async def fill() -> None:
         where = database(home, dsn)
         async with work.opened(settings.from_env(_environment(home, exchange, rate)), told) as filling:
-            await filling.markets(from_us, to_us, series, lambda tickers: work.known_events(where, tickers))
+            await filling.markets(from_us, to_us, series, lambda tickers: missing.known_events(where, tickers))
 
     run(fill())
     click.echo(f"read {told.markets:,} markets, and {told.events:,} events that were not known")

@@ -30,7 +30,8 @@ def status(home: Path, as_json: bool) -> None:
       demo_key     a key for it; its plan meters and never refuses
       services     name -> pid, state, restarts, counters
       recording    done, frames, events (null: none is played)
-      gaps         list of market_ticker, start, end, cause: where a book is not known; trade_gaps: the same for trades
+      gaps         list of market_ticker, start, end, cause: where a book is not known; trade_gaps: the same for trades, and
+                   `filled`: rest where the exchange's history was read over all of it, else null
       faults       of --faults SEED: injected and labelled by gatherer, gaps and trade_gaps by cause (null: none asked for)
     """
     from kalshibook_tools.supervisor.home import Home
@@ -110,6 +111,7 @@ def _text(state: dict[str, Any]) -> str:
         )
     if told := state["faults"]:
         lines.append(faults.line(told))
-    lines.append(f"gaps: {len(state['gaps'])} of books, {len(state['trade_gaps'])} of trades")
+    filled = sum(gap.get("filled") is not None for gap in state["trade_gaps"])
+    lines.append(f"gaps: {len(state['gaps'])} of books, {len(state['trade_gaps'])} of trades ({filled} filled by REST)")
     lines += [f"  {gap['market_ticker']}  {gap['start']} - {gap['end'] or 'now'}  {gap['cause']}" for gap in state["gaps"][-10:]]
     return "\n".join(line for line in lines if line)

@@ -11,7 +11,7 @@ from kalshibook_core.postgres import pool
 from services.gateway import instants
 
 _GAPS = """
-SELECT m.ticker, g.channel, g.start_us, g.end_us, g.cause
+SELECT m.ticker, g.channel, g.start_us, g.end_us, g.cause, g.filled_from
 FROM gaps g JOIN markets m ON m.id = g.market_id ORDER BY g.start_us, m.ticker"""
 
 _REACHED = """
@@ -45,19 +45,22 @@ class History:
         self._dsn = dsn
         self._connection: Any = None
         self._turn = asyncio.Lock()
-        self._counted: tuple[int, int] | None = None
+        self._counted: tuple[int, ...] | None = None
         self._gaps: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
 
     async def gaps(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """Return the gaps of books and of trades, oldest first; `end` is None while one is open."""
-        row = (await self._fetch("SELECT count(*), count(end_us) FROM gaps"))[0]
-        if (counted := (row[0], row[1])) != self._counted:
+        """Return the gaps of books and of trades, oldest first; `end` is None while one is open, `filled` until it is."""
+        counted = tuple((await self._fetch("SELECT count(*), count(end_us), count(filled_us) FROM gaps"))[0])
+        if counted != self._counted:
             books: list[dict[str, Any]] = []
             trades: list[dict[str, Any]] = []
-            for ticker, channel, start_us, end_us, cause in await self._fetch(_GAPS):
+            for ticker, channel, start_us, end_us, cause, filled in await self._fetch(_GAPS):
                 end = instants.optional_text(end_us)
                 gap = {"market_ticker": ticker, "start": instants.text(start_us), "end": end, "cause": cause}
-                (trades if channel == "trade" else books).append(gap)
+                if channel == "trade":
+                    trades.append(gap | {"filled": filled})
+                else:
+                    books.append(gap)
             self._gaps, self._counted = (books, trades), counted
         return self._gaps
 

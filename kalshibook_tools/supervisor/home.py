@@ -20,7 +20,7 @@ from kalshibook_tools.stack import Program, Progress, remember, running, stop_le
 GATHERERS = ("ingest", "ingest-2", "ingest-3", "ingest-4", "ingest-5")
 """The processes that capture, as many of them as were asked for."""
 
-FLOW = (*GATHERERS, "deduplicator", "persister", "reconstructor", "archive", "retention", "gateway", "simulator")
+FLOW = (*GATHERERS, "backfill", "deduplicator", "persister", "reconstructor", "archive", "retention", "gateway", "simulator")
 """Our processes, in the direction in which events flow: also the order in which they are stopped."""
 
 STACK = ("redis", "postgres", "kafka")

@@ -152,8 +152,10 @@ class _Supervisor:
             self.recording = recording.Played(simulator, f"{self.gateway}", f"{self.demo_key}", self.options)
             await self.recording.begin(client, history)
         self.told.show("connecting to the exchange …")
+        # A recording that is played has no history besides what is played.
+        backfill = self.options.env.get("KB_BACKFILL", "off" if self.options.recordings else "") != "off"
         async with asyncio.TaskGroup() as starting:
-            for name in GATHERERS[: self.options.gatherers]:
+            for name in (*GATHERERS[: self.options.gatherers], *["backfill"] * backfill):
                 starting.create_task(self._up(name, client))
         for name in FLOW:
             if name in self.kept:

@@ -26,7 +26,11 @@ STOP_WITHIN = 40.0
 UNSPARED = {"KB_REQUESTS_PER_SECOND": "1000", "KB_COMMANDS_PER_SECOND": "10000"}
 """Of the simulator: at full speed a recording brings a day's new markets within seconds."""
 
-_MODULES = dict.fromkeys(GATHERERS, "ingest") | {"archive": "persister.archive", "retention": "persister.retention"}
+_MODULES = dict.fromkeys(GATHERERS, "ingest") | {
+    "backfill": "ingest.backfill",
+    "archive": "persister.archive",
+    "retention": "persister.retention",
+}
 """Services whose module has another name."""
 
 _EXPLAINS = re.compile(r"configuration:|error|exception|fatal|critical", re.IGNORECASE)
@@ -72,6 +76,8 @@ def environment(options: Options, addresses: Addresses, name: str, port: int) ->
     }
     if name == "gateway":
         env |= {"KB_GATEWAY_HOST": "127.0.0.1", "KB_GATEWAY_PORT": str(port)}
+    if name == "backfill":
+        env |= _exchange(options, 0)
     if name in GATHERERS:
         number = GATHERERS.index(name)
         if options.gatherers > 1:

@@ -9,7 +9,7 @@ the next life of the process if this one is killed. Where there is no room left 
 is captured anew when there is. A killed process says no BREAK; the next one says START first.
 On SIGTERM: stops reading, breaks every market held, closes its sockets with 1000, flushes, exits 0.
 Scale: one process takes one core. More of them, each with its own KB_GATHERER, capture the same markets once more.
-Backfill (`kb backfill`, a process of its own): trades and ended markets from REST's history, into the same topic.
+Backfill (`kb-backfill`, a process of its own, and `kb backfill`): what was missed, from REST's history, into the same topic.
 Imports (`kb import`, likewise): recorded frames, as a gatherer of their own name.
 State: what the spool holds, and the markets known (KB_REGISTRY). All else the exchange tells again.
 """

@@ -17,7 +17,7 @@ from tests.e2e.running import Up, alive, kb
 from tests.support.service import until
 
 STATUS_KEYS = {"state", "gateway", "demo_key", "services", "recording", "gaps", "trade_gaps", "faults"}
-SERVICES = {"ingest", "deduplicator", "persister", "archive", "reconstructor", "gateway"}
+SERVICES = {"ingest", "deduplicator", "persister", "archive", "reconstructor", "gateway", "backfill"}
 FAULTS = {
     "malformed": None,
     "unknown_type": None,

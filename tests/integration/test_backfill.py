@@ -24,15 +24,17 @@ pytestmark = pytest.mark.stack
 
 HOUR = 3_600_000_000
 _UNFILLED = "SELECT count(*) FROM gaps WHERE channel = 'trade' AND end_us IS NOT NULL AND filled_us IS NULL"
+_GAPS = "SELECT ticker, start_us, end_us FROM gaps JOIN markets ON id = market_id WHERE channel = 'trade'"
 _SETTLED = "SELECT count(*) FROM markets WHERE ticker = ANY($1) AND status = 'finalized' AND result <> '' AND body IS NOT NULL"
 
 
 async def test_what_was_missed_is_there_once_and_says_so(cluster: Cluster, database: str, tmp_path: Path) -> None:
     """Trades dropped, a gatherer killed and away while markets are born and settled; backfills killed and done again.
 
+    Gaps are filled and markets resolved by themselves, though what does it is killed; a command reads a span of all trades.
     In the end the table has every trade of the exchange once, as it was, but for one that REST tells otherwise: that is told.
     """
-    config = simulator.Config(key_dir=tmp_path, markets=8, rate=300.0, seed=3, window=2.0, live=4.0)
+    config = simulator.Config(key_dir=tmp_path, markets=8, rate=300.0, seed=3, window=2.0, live=15.0)
     async with simulator.serve(config) as exchange:
         env = {
             "KB_KALSHI_WS_URL": exchange.ws_url, "KB_KALSHI_REST_URL": exchange.rest_url, "KALSHI_API_KEY_ID": exchange.key_id,
@@ -41,6 +43,8 @@ async def test_what_was_missed_is_there_once_and_says_so(cluster: Cluster, datab
         ingest, deduplicator, persister = (
             Service(name, cluster, tmp_path / f"{name}.log", **env) for name in ("ingest", "deduplicator", "persister")
         )
+        by_itself = {"KB_BACKFILL": "0.2", "KB_BACKFILL_AGE_SECONDS": "0", "KB_BACKFILL_REQUESTS_PER_SECOND": "3"}
+        filler = Service("ingest.backfill", cluster, tmp_path / "backfill.log", **env, **by_itself)
         home, happened = tmp_path / "home", exchange.exchange
         connection = await asyncpg.connect(database)
 
@@ -69,6 +73,10 @@ async def test_what_was_missed_is_there_once_and_says_so(cluster: Cluster, datab
             lags = [await service.counter("lag_records") for service in (deduplicator, persister)]
             return lags == [0, 0] and before == await count("SELECT sum(next_offset) FROM consumer_offsets")
 
+        async def more(read: int | None) -> bool:
+            """Whether more was read of the exchange's history, or there is nothing left to read."""
+            return (await deduplicator.counter("rest_trades_total") or 0) > (read or 0) or await none(_UNFILLED)
+
         async with ingest, deduplicator, persister:
             await until(lambda: count("SELECT greatest(0, count(*) - 30) FROM trades"))
             exchange.inject(kind="drop", channel="trade", count=3)
@@ -79,6 +87,14 @@ async def test_what_was_missed_is_there_once_and_says_so(cluster: Cluster, datab
             ingest.kill()
             known = set(happened.markets)
             await until(lambda: _settled_unseen(exchange, known))
+            met = {row[0] for row in await connection.fetch("SELECT ticker FROM markets")}
+            traded = {row[0] for row in truth(exchange)}
+            ended = {ticker for ticker, market in happened.markets.items() if market.body["status"] == "finalized"}
+            unseen = sorted(ended & (met | (traded - known)))
+            assert await count(_SETTLED, unseen) < len(unseen)
+            before = await count(_UNFILLED)
+            ingest.start()
+            await until(lambda: count(f"{_UNFILLED} HAVING count(*) > {before}"))
             exchange.pause()
             await until(still)
 
@@ -88,13 +104,20 @@ async def test_what_was_missed_is_there_once_and_says_so(cluster: Cluster, datab
             await connection.execute("UPDATE trades SET count = count + 1 WHERE trade_id = $1", falsified)
             captured = set(await stored(connection))
 
-            filling = await start("trades", "--age", "0", "--rate", "1")
-            await until(lambda: deduplicator.counter("rest_trades_total"))
-            filling.kill()
-            await filling.communicate()
-            assert await count(_UNFILLED)
-            await backfill("trades", "--age", "0")
-            await until(lambda: none(_UNFILLED))
+            async with filler:
+                for _ in range(3):
+                    read = await deduplicator.counter("rest_trades_total")
+                    await until(lambda read=read: more(read))
+                    filler.kill()
+                    filler.start()
+                await until(lambda: none(_UNFILLED))
+                await until(lambda: none(f"SELECT {len(unseen)} - ({_SETTLED})", unseen))
+                assert await filler.drain() == 0
+            gaps = [tuple(row) for row in await connection.fetch(_GAPS)]
+            lost = {
+                row for row in missed if any(ticker == row[0] and start <= row[5] * 1000 < end for ticker, start, end in gaps)
+            }
+            assert lost and lost <= set(await stored(connection))
 
             first_us, last_us = min(row[5] for row in truth(exchange)) * 1000, happened.clock_us()
             span = ("trades", "--from", text(first_us - HOUR), "--to", text(last_us))
@@ -122,10 +145,8 @@ async def test_what_was_missed_is_there_once_and_says_so(cluster: Cluster, datab
                 await comparison.compare(list(enumerate(await told_trades(cluster))))
             assert result.counts["database"] == 1 and falsified in result.told[0], result.told  # what was altered, and no other
 
-            unseen = [ticker for ticker, market in happened.markets.items() if market.body["status"] == "finalized"]
-            assert await count(_SETTLED, unseen) < len(unseen)
-            await backfill("markets", "--from", text(first_us - HOUR), "--to", text(last_us))
-            await until(lambda: none(f"SELECT {len(unseen)} - ({_SETTLED})", unseen))
+            read = await backfill("markets", "--from", text(first_us - HOUR), "--to", text(last_us))
+            assert int(read.split("read ")[1].split()[0]) >= len(unseen)
         await connection.close()
 
 

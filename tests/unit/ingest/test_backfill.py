@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.ingest.backfill import MARKET_COSTS_US, Hole, Progress, Span, spans
-from services.ingest.history import History, Unread
+from services.ingest.backfill.fill import MARKET_COSTS_US, Progress, Span, spans
+from services.ingest.backfill.history import History, Unread
+from services.ingest.backfill.missing import Hole
+from services.ingest.backfill.serve import LONGEST_SECONDS, Turns
 from services.ingest.rest import Answer
 
 HOLES = st.lists(
@@ -32,6 +34,28 @@ def test_many_markets_are_read_at_once_and_few_one_by_one() -> None:
     everybody = [Hole(f"KX-{n}", 0, 5 * MARKET_COSTS_US, "disconnect") for n in range(6)]
     assert spans(everybody) == [Span("", 0, 5 * MARKET_COSTS_US, tuple(everybody))]
     assert [span.ticker for span in spans(everybody[:5])] == ["KX-0", "KX-1", "KX-2", "KX-3", "KX-4"]
+
+
+LATER = st.floats(0, 50) | st.floats(0, 2 * LONGEST_SECONDS)
+
+
+@given(st.lists(st.tuples(LATER, st.sets(st.sampled_from("ABC"))), max_size=30), st.integers(0, 3))
+def test_what_stays_missing_is_asked_for_ever_more_seldom(looks: list[tuple[float, set[str]]], most: int) -> None:
+    turns, now, asked = Turns[str](10.0), 0.0, dict[str, list[float]]()
+    for later, missing in looks:
+        now += later
+        due = turns.due(missing, now, most)
+        assert len(due) == len(set(due)) <= most and set(due) <= missing
+        for each in "ABC":
+            times = asked.setdefault(each, [])
+            if each not in missing:
+                times.clear()
+            elif each in due:
+                assert not times or now >= times[-1] + min(LONGEST_SECONDS, 10.0 * 2 ** (len(times) - 1))
+                times.append(now)
+            else:
+                waited = bool(times) and now < times[-1] + min(LONGEST_SECONDS, 10.0 * 2 ** (len(times) - 1))
+                assert waited or len(due) == most
 
 
 def test_progress_is_of_one_span_and_forgotten_at_its_end(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from kalshibook_core.runtime import health, metrics
 
 
 def test_the_vocabulary_has_one_form_and_a_meaning_each() -> None:
-    services = "ingest|deduplicator|persister|archive|retention|reconstructor|gateway"
+    services = "ingest|backfill|deduplicator|persister|archive|retention|reconstructor|gateway"
     for name, meaning in metrics.METRICS.items():
         assert re.fullmatch(rf"kb_({services})_[a-z][a-z0-9_]*", name), name
         assert meaning.endswith("."), name

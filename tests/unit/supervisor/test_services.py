@@ -26,7 +26,7 @@ def test_every_service_knows_where_everything_is(tmp_path: Path) -> None:
         assert program.env["KB_KAFKA_BROKERS"] == "k:1"
         assert program.env["KB_LOG_LEVEL"] == "debug"
         assert program.env["KB_HEALTH_PORT"] == "4711"
-        assert ("KB_KALSHI_WS_URL" in program.env) == (name == "ingest")
+        assert ("KB_KALSHI_WS_URL" in program.env) == (name in ("ingest", "backfill"))
         module = str(program.command[-1])
         assert module.endswith(f".{name}") and find_spec(f"{module}.__main__") is not None
         assert program.env["KB_INSTANCE"] == services.environment(options, ADDRESSES, name, 4712)["KB_INSTANCE"]

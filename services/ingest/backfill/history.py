@@ -47,17 +47,26 @@ class History:
             async for page in self._pages("/historical/trades", "trades", query):
                 yield page
 
-    async def markets(self, from_us: int, to_us: int, series: str = "") -> AsyncIterator[Page]:
+    async def markets(self, from_us: int, to_us: int, series: str = "", *, recent: bool = False) -> AsyncIterator[Page]:
         """Yield pages in which every market stands whose close time lies in [from_us, to_us), and others. Raises Unread.
 
-        Historical ones cannot be asked for by time: where the cutoff lies behind `from_us` all of them are read.
+        Historical ones cannot be asked for by time: where the cutoff lies behind `from_us` all are read, or none (`recent`).
         """
         times = {"min_close_ts": str(from_us // SECOND_US), "max_close_ts": str(-(-to_us // SECOND_US))}
         async for page in self._pages("/markets", "markets", times | {"series_ticker": series}):
             yield page
-        if from_us < await self._cutoff("market_settled_ts"):
+        if not recent and from_us < await self._cutoff("market_settled_ts"):
             async for page in self._pages("/historical/markets", "markets", {"series_ticker": series}):
                 yield page
+
+    async def named(self, tickers: list[str]) -> AsyncIterator[Page]:
+        """Yield pages with those of these markets that the exchange knows. Raises Unread."""
+        left = set(tickers)
+        for path in ("/markets", "/historical/markets"):
+            if left:
+                async for answer, found in self._pages(path, "markets", {"tickers": ",".join(sorted(left))}):
+                    left -= {body.get("ticker") for body in found if type(body) is dict}
+                    yield answer, found
 
     async def event(self, ticker: str) -> Answer:
         """Return the answer that has the event of this ticker, as `event`. Raises Unread."""

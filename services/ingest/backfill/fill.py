@@ -6,11 +6,14 @@ record which says that all of the gap was read (`FILLED`).
 
 Any run may be repeated: what is known already changes nothing. Killed, it left a gap that is not marked as filled, which the next
 run reads again; of a span that was asked for, `Progress` remembers up to where it was read and safe at the broker.
+
+The command (`kb backfill`) and the service (`serve`) do the same; only that the service leaves what is so old that the exchange
+must be asked for all that ever was.
 """
 
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,11 +22,11 @@ from typing import Any, Final, NamedTuple
 import orjson
 
 from kalshibook_core.kalshi import messages
-from kalshibook_core.postgres import pool
 from kalshibook_core.runtime import clock
 from kalshibook_core.wire import codec
 from kalshibook_core.wire.events import EVENT, FILLED, TRADES, RawFrame, RawKind
-from services.ingest.history import History, Unread
+from services.ingest.backfill.history import History, Unread
+from services.ingest.backfill.missing import Hole, Unresolved
 from services.ingest.outbox import Outbox
 from services.ingest.rest import Answer, Rest
 from services.ingest.settings import Settings
@@ -35,26 +38,16 @@ SECOND_US: Final = 1_000_000
 SLICE_US: Final = 900 * SECOND_US
 """So much of a span is read, and then safe, at a time."""
 
+PAUSE_MARKS: Final = 1000
+"""So many gaps are looked through in one go: all markets may have one."""
+
+LOOKUP: Final = 50
+"""Markets asked for by name in one request; with the longest tickers its address stays under 4 kB."""
+
 MARKET_COSTS_US: Final = 10 * SECOND_US
 """Reading one market's span costs about what reading so much of all markets does: a page of 1,000 trades."""
 
-_GAPS: Final = """
-SELECT m.ticker, g.start_us, g.end_us, g.cause FROM gaps g JOIN markets m ON m.id = g.market_id
-WHERE g.channel = 'trade' AND g.end_us <= $1 AND g.filled_us IS NULL ORDER BY g.start_us, m.ticker"""
-
-_EVENTS: Final = "SELECT ticker FROM events WHERE ticker = ANY($1::text[])"
-
-
-Known = Callable[[list[str]], Awaitable[list[str]]]
-
-
-class Hole(NamedTuple):
-    """A gap of trades that has ended."""
-
-    ticker: str
-    start_us: int
-    end_us: int
-    cause: str
+Known = Callable[[list[str]], Awaitable[Sequence[str]]]
 
 
 class Span(NamedTuple):
@@ -66,8 +59,8 @@ class Span(NamedTuple):
     holes: tuple[Hole, ...] = ()
 
 
-def spans(holes: Iterable[Hole]) -> list[Span]:
-    """Return what to read so that all holes are filled: those of a time at once where that costs less than market by market."""
+def absences(holes: Iterable[Hole]) -> list[Span]:
+    """Return the spans in which some market had a hole, each with its holes: they touch no other's."""
     together: list[list[Hole]] = []
     end_us = -1
     for hole in sorted(holes, key=lambda hole: hole.start_us):
@@ -76,12 +69,16 @@ def spans(holes: Iterable[Hole]) -> list[Span]:
         else:
             together.append([hole])
         end_us = max(end_us, hole.end_us)
+    return [_span("", each) for each in together]
+
+
+def spans(holes: Iterable[Hole]) -> list[Span]:
+    """Return what to read so that all holes are filled: those of a time at once where that costs less than market by market."""
     found: list[Span] = []
-    for each in together:
+    for whole in absences(holes):
         by_market: dict[str, list[Hole]] = {}
-        for hole in each:
+        for hole in whole.holes:
             by_market.setdefault(hole.ticker, []).append(hole)
-        whole = _span("", each)
         if len(by_market) * MARKET_COSTS_US > whole.to_us - whole.from_us:
             found.append(whole)
         else:
@@ -130,6 +127,7 @@ class Told:
     events: int = 0
     unreadable: int = 0
     failed: list[str] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)  # what `Rest` counts
 
 
 class Backfill:
@@ -161,9 +159,12 @@ class Backfill:
                 while at_us < span.to_us or left:
                     end_us = max(at_us, min(span.to_us, at_us + SLICE_US))
                     await self._slice(span.ticker, at_us, end_us)
-                    for hole in [hole for hole in left if hole.end_us <= end_us]:
-                        left.remove(hole)
-                        self._mark(hole)
+                    for number, hole in enumerate(left):
+                        if hole.end_us <= end_us:
+                            self._mark(hole)
+                        if not number % PAUSE_MARKS:
+                            await self._outbox.room()
+                    left = [hole for hole in left if hole.end_us > end_us]
                     await self._outbox.safe()
                     if progress is not None:
                         progress.reach(end_us)
@@ -174,31 +175,68 @@ class Backfill:
         if progress is not None and not self.told.failed:
             progress.end()
 
-    async def markets(self, from_us: int, to_us: int, series: str, known: Known) -> None:
+    async def absence(self, absent: Span, known: Known) -> None:
+        """Fill the holes of a time in which something was missed, and meet the markets that closed in it, perhaps unseen.
+
+        1. Those markets go to the outbox, and the broker has them. No hole is marked: the next look begins anew.
+        2. `trades`, which marks the holes.
+        """
+        if await self.markets(absent.from_us, absent.to_us, "", known, recent=True):
+            await self.trades(spans(absent.holes))
+
+    async def markets(self, from_us: int, to_us: int, series: str, known: Known, *, recent: bool = False) -> bool:
         """Read the markets that closed in [from_us, to_us), their results among it, and the events that nobody knows.
 
-        `known(tickers)` returns those events that somebody does.
+        `known(tickers)` returns those events that somebody does. `recent`: only of the live list. Return whether all was read.
         """
         events: set[str] = set()
         try:
-            async for answer, found in self._history.markets(from_us, to_us, series):
+            async for answer, found in self._history.markets(from_us, to_us, series, recent=recent):
                 for body in found:
                     try:
                         closes = from_us <= messages.time_us(body["close_time"]) < to_us
                     except (KeyError, TypeError, ValueError, AttributeError):
                         self.told.unreadable += 1
                         continue
-                    if closes and self._add(answer, "", "ticker", body):
-                        self.told.markets += 1
-                        events.add(str(body.get("event_ticker") or ""))
+                    if closes:
+                        self._market(answer, body, events)
                 await self._outbox.room()
-            for ticker in sorted(events - {""} - set(await known(sorted(events)))):
-                answer = await self._history.event(ticker)
-                body = answer.body.get("event") if isinstance(answer.body, dict) else None
-                self.told.events += self._add(answer, EVENT, "event_ticker", body)
+            await self._events(events, known)
+        except Unread as error:
+            self.told.failed.append(str(error))
+            return False
+        await self._outbox.safe()
+        return True
+
+    async def look_up(self, wanted: Sequence[Unresolved], known: Known) -> None:
+        """Read these markets, and the events that nobody knows; pass on what defines one, or tells an outcome that is new."""
+        events: set[str] = set()
+        try:
+            for start in range(0, len(wanted), LOOKUP):
+                asked = {each.ticker: each.status for each in wanted[start : start + LOOKUP]}
+                async for answer, found in self._history.named(list(asked)):
+                    for body in found:
+                        ticker = body.get("ticker") if type(body) is dict else None
+                        if ticker in asked and (
+                            asked[ticker] is None or (body.get("result") and body.get("status") != asked[ticker])
+                        ):
+                            self._market(answer, body, events)
+                    await self._outbox.room()
+            await self._events(events, known)
         except Unread as error:
             self.told.failed.append(str(error))
         await self._outbox.safe()
+
+    def _market(self, answer: Answer, body: Any, events: set[str]) -> None:
+        if self._add(answer, "", "ticker", body):
+            self.told.markets += 1
+            events.add(str(body.get("event_ticker") or ""))
+
+    async def _events(self, named: set[str], known: Known) -> None:
+        for ticker in sorted(named - {""} - set(await known(sorted(named)))):
+            answer = await self._history.event(ticker)
+            body = answer.body.get("event") if isinstance(answer.body, dict) else None
+            self.told.events += self._add(answer, EVENT, "event_ticker", body)
 
     async def _slice(self, market: str, from_us: int, to_us: int) -> None:
         bad = 0
@@ -237,27 +275,8 @@ class Backfill:
 @asynccontextmanager
 async def opened(settings: Settings, told: Told) -> AsyncIterator[Backfill]:
     """Yield a backfill that writes to the broker and asks the exchange of `settings`, at their rate."""
-    counts: Counter[str] = Counter()
     async with (
         Outbox(settings.cluster, None, NAME, settings.buffer_bytes) as outbox,
-        Rest(settings.rest_url, settings.credentials, settings.requests_per_second, random.Random(), counts) as rest,
+        Rest(settings.rest_url, settings.credentials, settings.requests_per_second, random.Random(), told.counts) as rest,
     ):
         yield Backfill(rest, outbox, told)
-
-
-async def holes(dsn: str, until_us: int) -> list[Hole]:
-    """Return the gaps of trades that ended up to `until_us` and that nothing has filled. Raises DatabaseUnreachable."""
-    connection = await pool.connect(dsn)
-    try:
-        return [Hole(*row) for row in await connection.fetch(_GAPS, until_us)]
-    finally:
-        await connection.close()
-
-
-async def known_events(dsn: str, tickers: list[str]) -> list[str]:
-    """Return those of these events that have a definition. Raises DatabaseUnreachable."""
-    connection = await pool.connect(dsn)
-    try:
-        return [row[0] for row in await connection.fetch(_EVENTS, tickers)]
-    finally:
-        await connection.close()
