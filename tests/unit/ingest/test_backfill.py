@@ -36,26 +36,26 @@ def test_many_markets_are_read_at_once_and_few_one_by_one() -> None:
     assert [span.ticker for span in spans(everybody[:5])] == ["KX-0", "KX-1", "KX-2", "KX-3", "KX-4"]
 
 
-LATER = st.floats(0, 50) | st.floats(0, 2 * LONGEST_SECONDS)
-
-
-@given(st.lists(st.tuples(LATER, st.sets(st.sampled_from("ABC"))), max_size=30), st.integers(0, 3))
-def test_what_stays_missing_is_asked_for_ever_more_seldom(looks: list[tuple[float, set[str]]], most: int) -> None:
-    turns, now, asked = Turns[str](10.0), 0.0, dict[str, list[float]]()
-    for later, missing in looks:
-        now += later
-        due = turns.due(missing, now, most)
-        assert len(due) == len(set(due)) <= most and set(due) <= missing
-        for each in "ABC":
-            times = asked.setdefault(each, [])
-            if each not in missing:
-                times.clear()
-            elif each in due:
-                assert not times or now >= times[-1] + min(LONGEST_SECONDS, 10.0 * 2 ** (len(times) - 1))
-                times.append(now)
-            else:
-                waited = bool(times) and now < times[-1] + min(LONGEST_SECONDS, 10.0 * 2 ** (len(times) - 1))
-                assert waited or len(due) == most
+def test_what_stays_missing_is_asked_for_ever_more_seldom() -> None:
+    turns = Turns[str](10.0)
+    asked = {now: turns.due(["A", "B"] if now >= 20 else ["A"], now) for now in range(100)}
+    assert {now: due for now, due in asked.items() if due} == {
+        0: ["A"],
+        10: ["A"],
+        20: ["B"],
+        30: ["A", "B"],
+        50: ["B"],
+        70: ["A"],
+        90: ["B"],
+    }
+    assert turns.due([], 100) == []
+    assert turns.due(["A", "B", "C"], 101, most=2) == ["A", "B"]  # what was not missing for a while begins anew
+    assert turns.due(["A", "B", "C"], 102, most=2) == ["C"]
+    for _ in range(50):
+        last = turns.due(["A"], 10**9)
+    assert not last
+    days = [day for day in range(100) if turns.due(["A"], 2 * 10**9 + day * LONGEST_SECONDS)]
+    assert days == list(range(100))
 
 
 def test_progress_is_of_one_span_and_forgotten_at_its_end(tmp_path: Path) -> None:
