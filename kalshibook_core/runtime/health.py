@@ -1,11 +1,12 @@
 """A small HTTP server that says whether a service lives, is ready, and what it has counted.
 
 Costs nothing while nobody asks: `ready` and `counters` are called per request. Paths: /healthz (200 while the event loop turns),
-/readyz (503 until ready), /metrics (Prometheus), /status (JSON {"ready": bool, "counters": {…}}). The gateway serves the same
-answers on its own port, through `answer`.
+/readyz (503 until ready), /metrics (Prometheus), /status (JSON {"ready": bool, "pid": …, "counters": {…}}). The
+gateway serves the same answers on its own port, through `answer`.
 """
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from http import HTTPStatus
@@ -69,7 +70,8 @@ def answer(path: str, service: str, ready: Ready, counters: ReadCounters) -> tup
         case "/metrics":
             return HTTPStatus.OK, "text/plain; version=0.0.4; charset=utf-8", metrics.render(service, counters())
         case "/status":
-            return HTTPStatus.OK, "application/json", orjson.dumps({"ready": ready(), "counters": dict(counters())})
+            told = {"ready": ready(), "pid": os.getpid(), "counters": dict(counters())}
+            return HTTPStatus.OK, "application/json", orjson.dumps(told)
         case _:
             return None
 

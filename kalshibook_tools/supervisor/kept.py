@@ -37,10 +37,12 @@ class Report:
 Ask = Callable[[], Awaitable[Report]]
 
 
-async def over_http(client: httpx.AsyncClient, url: str) -> Report:
-    """Return what a service's `/status` says; not ready if it does not answer."""
+async def over_http(client: httpx.AsyncClient, url: str, pid: int | None) -> Report:
+    """Return what a service's `/status` says; not ready if it does not answer, or another process does that has its port."""
     try:
         answer = (await client.get(url, timeout=2)).raise_for_status().json()
+        if answer["pid"] != pid:
+            return Report(False, {})
         return Report(bool(answer["ready"]), dict(answer["counters"]))
     except (httpx.HTTPError, ValueError, KeyError, TypeError):
         return Report(False, {})

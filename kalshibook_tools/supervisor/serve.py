@@ -194,7 +194,7 @@ class _Supervisor:
                 (self.home.path / "simulator.json").unlink(missing_ok=True)
                 return Process(services.simulator(self.options, here), self.told.tell), self._simulator_answers(client)
             process = Process(services.service(self.options, self.addresses, name, here), self.told.tell)
-            return process, lambda: over_http(client, f"http://127.0.0.1:{here}/status")
+            return process, lambda: over_http(client, f"http://127.0.0.1:{here}/status", process.pid)
 
         self.kept[name] = kept = Kept(name, make, self.told.tell)
         await kept.start(services.START_WITHIN)

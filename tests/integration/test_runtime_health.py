@@ -1,12 +1,14 @@
 """The health server over real sockets: its four answers, and that no client can hold it up."""
 
 import asyncio
+import os
 
 import httpx
 import pytest
 
 from kalshibook_core.runtime import health
 from kalshibook_core.runtime.metrics import UnknownMetric
+from kalshibook_tools.supervisor.kept import Report, over_http
 
 
 def free_port() -> int:
@@ -27,7 +29,10 @@ async def test_the_paths_answer_what_the_service_says_now() -> None:
         assert (await client.get("/readyz")).status_code == 503
         ready[0], frames[0] = True, 7
         assert (await client.get("/readyz")).status_code == 200
-        assert (await client.get("/status?x=1")).json() == {"ready": True, "counters": {"frames_total": 7}}
+        assert (await client.get("/status?x=1")).json() == {"ready": True, "pid": os.getpid(), "counters": {"frames_total": 7}}
+        url = f"{client.base_url}/status"
+        assert await over_http(client, url, os.getpid()) == Report(True, {"frames_total": 7})
+        assert await over_http(client, url, os.getpid() + 1) == Report(False, {})  # a stranger has the port
         assert "kb_ingest_frames_total 7.0" in (await client.get("/metrics")).text
         assert (await client.get("/other")).status_code == 404
         assert (await client.post("/healthz")).status_code == 405

@@ -1,5 +1,6 @@
 """Only metrics of the vocabulary leave a service, in the form Prometheus reads."""
 
+import os
 import re
 
 import orjson
@@ -50,5 +51,7 @@ def test_readiness_is_what_the_service_says_now() -> None:
 def test_the_status_shows_numbers_and_words() -> None:
     answer = health.answer("/status", "ingest", lambda: True, lambda: {"frames_total": 1, "state": "connected"})
     assert answer is not None
-    assert orjson.loads(answer[2]) == {"ready": True, "counters": {"frames_total": 1, "state": "connected"}}
+    assert orjson.loads(answer[2]) == {
+        "ready": True, "pid": os.getpid(), "counters": {"frames_total": 1, "state": "connected"},
+    }  # fmt: skip
     assert health.answer("/nothing", "ingest", lambda: True, dict) is None
