@@ -86,7 +86,7 @@ class Market:
         """Become the market that gave this state."""
         book, self.book.ended, trades, lifecycle, rest, self.ticker_us, tickers, _ = state
         self.book.restore(book)
-        self.trades.restore(trades)
+        self.trades.restore(trades, self.book.ended)
         self.lifecycle.restore(lifecycle)
         self.rest.restore(rest)
         self.tickers = list(starmap(messages.Ticker, tickers))
@@ -406,9 +406,9 @@ class Partition:
 
     def _break(self, raw: RawFrame, offset: int) -> Sequence[Event]:
         market = self.markets.get(raw.market_ticker)
-        if market is None or market.book.ended:
+        if market is None:
             return []
-        if raw.channel == BOOK:
+        if raw.channel == BOOK and not market.book.ended:
             return self._waited(market.book, market.book.broken(raw, offset))
         if raw.channel == TRADES:
             return market.trades.broken(raw, offset, self.window.latest_us(raw.market_ticker))
@@ -420,7 +420,7 @@ class Partition:
         market = self.market(raw.market_ticker)
         if raw.gatherer.startswith(IMPORTED) and not market.book.admits(raw):
             return []
-        return market.trades.resumed(raw, offset, self.window.latest_us(raw.market_ticker), market.book.ended)
+        return market.trades.resumed(raw, offset, self.window.latest_us(raw.market_ticker))
 
     def _start(self, raw: RawFrame, offset: int) -> Sequence[Event]:
         made: list[Event] = []
@@ -430,7 +430,7 @@ class Partition:
             if any(name == raw.gatherer for name, _ in (*book.sources, *trades.vouchers)):
                 self.changed.add(ticker)
                 made += self._waited(book, book.started(raw, offset))
-                made += trades.started(raw, offset, self.window.latest_us(ticker), book.ended)
+                made += trades.started(raw, offset, self.window.latest_us(ticker))
         return made
 
     def _other(self, message: messages.Envelope) -> Sequence[Event]:

@@ -3,6 +3,7 @@
 A trade is unique by its id, whoever brings it and however late. That a trade is missing is known from the gatherers alone: a
 RESUME says that one vouches for the market's trades from then on, a BREAK that it does no longer. What nobody vouched for is a
 gap. A START, or a RESUME of the connection's next generation, that no BREAK came before (the gatherer was killed) is a BREAK too.
+Of a market that has ended a BREAK tells what was lost before its end, and a kill nothing.
 """
 
 from collections import Counter, deque
@@ -71,7 +72,7 @@ def _hears(voucher: Voucher, leaving: str) -> bool:
 class TradeLog:
     """What is known of the completeness of one market's trades."""
 
-    __slots__ = ("_lives", "gap_cause", "gap_start_us", "since_us", "tally", "ticker", "until_us", "vouchers")
+    __slots__ = ("_lives", "ended_us", "gap_cause", "gap_start_us", "since_us", "tally", "ticker", "until_us", "vouchers")
 
     def __init__(self, ticker: str, tally: Counter[str], lives: Lives) -> None:
         """Make the log of a market whose trades nobody vouched for yet."""
@@ -83,6 +84,7 @@ class TradeLog:
         self.until_us = 0  # up to this instant those who no longer vouch had delivered everything
         self.gap_start_us: int | None = None
         self.gap_cause: str | None = None
+        self.ended_us = 0  # from this instant on nothing trades any more, 0 while it may
 
     def broken(self, raw: RawFrame, offset: int, latest_us: int) -> list[Gap]:
         """Return the gap that a BREAK makes; `latest_us` is the market's latest trade."""
@@ -96,7 +98,7 @@ class TradeLog:
             del self.vouchers[raw[1:3]]
         return self._lost(raw, offset, raw.detail, max(latest_us, raw.clock_us - LAG_US))
 
-    def resumed(self, raw: RawFrame, offset: int, latest_us: int, ended: bool) -> list[Gap]:
+    def resumed(self, raw: RawFrame, offset: int, latest_us: int) -> list[Gap]:
         """Return the gaps that a RESUME makes or closes."""
         gatherer, connection, generation = raw[1:4]
         if raw[2:4] in self._lives.gatherer(gatherer).over:
@@ -105,7 +107,7 @@ class TradeLog:
         newest = max((each.life.generation for each in before if each.vouches or each.life.connection == connection), default=0)
         if newest > generation or any(each.vouches and each.life.generation == generation for each in before):
             return []
-        made = [] if ended else self._killed(before, raw, offset, latest_us)
+        made = self._killed(before, raw, offset, latest_us)
         for each in before:
             del self.vouchers[each.life.name[:2]]
         self.vouchers[gatherer, connection] = Voucher(self._lives.of(gatherer, connection, generation), raw.clock_us)
@@ -114,16 +116,17 @@ class TradeLog:
         self.since_us = max(self.since_us, min(each.since_us for each in self.vouchers.values() if each.vouches))
         return made
 
-    def started(self, raw: RawFrame, offset: int, latest_us: int, ended: bool) -> list[Gap]:
+    def started(self, raw: RawFrame, offset: int, latest_us: int) -> list[Gap]:
         """Return the gap that a gatherer's START makes: no connection of the process before it vouches any longer."""
         before = [each for each in self.vouchers.values() if each.life.gatherer.name == raw.gatherer]
-        made = [] if ended else self._killed(before, raw, offset, latest_us)
+        made = self._killed(before, raw, offset, latest_us)
         for each in before:
             del self.vouchers[each.life.name[:2]]
         return made
 
     def ended(self, raw: RawFrame, offset: int) -> list[Gap]:
         """Return the gap that closes because nothing trades any more and nobody will resume."""
+        self.ended_us = raw.clock_us
         return [] if self.gap_start_us is None else [self._close(raw, offset, raw.clock_us)]
 
     def unreadable(self, raw: RawFrame, offset: int, exchange_us: int) -> list[Gap]:
@@ -148,7 +151,9 @@ class TradeLog:
         alive_us = [each.life.newest_us - LAG_US for each in vouchers if each.vouches]
         for each in vouchers:
             each.vouches = False
-        return self._lost(raw, offset, Cause.DISCONNECT, latest_us, max(alive_us)) if alive_us else []
+        if not alive_us or self.ended_us:
+            return []
+        return self._lost(raw, offset, Cause.DISCONNECT, latest_us, max(alive_us))
 
     def _lost(self, raw: RawFrame, offset: int, cause: str, until_us: int, alive_us: int = 0) -> list[Gap]:
         """One vouches no longer: a gap, unless another did before it ended.
@@ -157,10 +162,11 @@ class TradeLog:
         """
         self.until_us = max(self.until_us, until_us, self.since_us)
         others = [each.since_us for each in self.vouchers.values() if each.vouches and _hears(each, raw.gatherer)]
-        if self.gap_start_us is not None or (others and min(others) <= max(self.until_us, alive_us)):
+        ends = [*others, self.ended_us] if self.ended_us else others
+        if self.gap_start_us is not None or (ends and min(ends) <= max(self.until_us, alive_us)):
             return []
         opened = self._open(raw, offset, cause, self.until_us)
-        return [opened, self._close(raw, offset, min(others))] if others else [opened]
+        return [opened, self._close(raw, offset, min(ends))] if ends else [opened]
 
     def _open(self, raw: RawFrame, offset: int, cause: str, start_us: int) -> Gap:
         self.gap_start_us, self.gap_cause = start_us, str(cause)
@@ -185,9 +191,10 @@ class TradeLog:
     def state(self) -> list[Any]:
         """Return what `restore` needs, as JSON can hold it."""
         vouchers = [(*each.life.name, each.since_us, each.vouches, each.unread_us) for each in self.vouchers.values()]
-        return [self.since_us, self.until_us, self.gap_start_us, self.gap_cause, vouchers]
+        return [self.since_us, self.until_us, self.gap_start_us, self.gap_cause, vouchers, self.ended_us]
 
-    def restore(self, state: Sequence[Any]) -> None:
-        """Become the log that gave this state."""
-        self.since_us, self.until_us, self.gap_start_us, self.gap_cause, vouchers = state
+    def restore(self, state: Sequence[Any], ended: bool) -> None:
+        """Become the log that gave this state. The release before did not write when the market had `ended`."""
+        self.since_us, self.until_us, self.gap_start_us, self.gap_cause, vouchers, *ended_us = state
+        self.ended_us = ended_us[0] if ended_us else int(ended)
         self.vouchers = {(each[0], each[1]): Voucher(self._lives.of(*each[:3]), *each[3:]) for each in vouchers}

@@ -11,6 +11,7 @@ from kalshibook_core.orderbook import Book, CorruptBook
 from kalshibook_core.orderbook.checksum import to_signed
 from kalshibook_core.wire import codec
 from kalshibook_core.wire.events import (
+    LAG_US,
     BookDelta,
     BookEvent,
     BookSnapshot,
@@ -330,3 +331,36 @@ def test_nothing_lost_no_gap(world: World) -> None:
     assert not any(isinstance(event, Gap) for event in events)
     deltas = sum(isinstance(event, BookDelta) for event in events)
     assert deltas == sum(map(len, world.truth.values()))
+
+
+@st.composite
+def endings(draw: st.DrawFn) -> tuple[list[RawFrame], list[int], int]:
+    """Trades of a market until it ended, as gatherers told them that lost the last of them; the end is known at any time."""
+    trades = sorted(draw(st.sets(st.integers(20, 60), max_size=6)))
+    end = draw(st.integers(trades[-1] if trades else 20, 65))
+    told = []
+    for number in range(draw(st.integers(1, 3))):
+        source = Source(f"g{number}")
+        lost_from = draw(st.integers(20, 66))
+        raws = [source.resumed(1 * S), *(source.trade(at * S, f"t{at}") for at in trades if at < lost_from)]
+        if lost_from <= 65:
+            raws.append(source.broken((lost_from + draw(st.integers(0, LAG_US // S))) * S, "trade"))
+        told.append(raws)
+    told.append([Source("g1", connection=9).lifecycle(end * S, event_type="determined")])
+    raws = []
+    while any(told):
+        raws.append(draw(st.sampled_from([each for each in told if each])).pop(0))
+    return raws, trades, end
+
+
+@given(endings())
+def test_every_trade_that_nobody_told_of_an_ended_market_lies_in_a_gap(ending: tuple[list[RawFrame], list[int], int]) -> None:
+    raws, trades, end = ending
+    events = [event for made in run(raws, Partition()) for event in made]
+    heard = {event.exchange_us for event in events if isinstance(event, Trade)}
+    gaps = [event for event in events if isinstance(event, Gap)]
+    ends = {gap.start_us: gap.end_us for gap in gaps}
+    assert all(end_us is not None and end_us <= max(start_us, T0 + end * S) for start_us, end_us in ends.items())
+    for at in trades:
+        when = T0 + at * S
+        assert when in heard or any(gap.end_us is not None and gap.start_us <= when <= gap.end_us for gap in gaps), at
