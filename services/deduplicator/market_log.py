@@ -346,9 +346,7 @@ class MarketLog:
         if self._stands():
             return
         self._given_up()  # dead, as far as anybody knows
-        # Of a market that has ended nothing more is lost; but what is known of its end may come before all that happened.
-        ahead = (each.standing is SEEKING and each.last_us > self.effective_us for each in [*self.sources.values(), *self.past])
-        if self.whole and (not self.ended or any(ahead)):
+        if self.whole and not self.ended:
             self._gap(cause, start_us)
         self._begin_anew()
 
@@ -636,8 +634,8 @@ class MarketLog:
     def _begin(self, source: Source, alike: Sequence[Source] = ()) -> None:
         """Begin the log anew with a seeker's book; `alike` have the same."""
         assert source.base is not None
-        if self.whole and source.base.checksum not in (0, self.book.checksum):
-            # Its end was known, and yet more happened than that its book was emptied.
+        if self.whole and (source.heard or source.base.checksum not in (0, self.book.checksum)):
+            # Its end was known, but not all that came before it: more happened than that its book was emptied.
             self._gap(self._cause, max(self.effective_us, self._vouched_us))
         start_us, cause = self.gap_start_us, self.gap_cause
         self.gap_start_us = self.gap_cause = None

@@ -337,12 +337,15 @@ def test_nothing_is_lost_of_a_market_that_has_ended() -> None:
         assert brief(list(events))[1:] == [("gap", 2, 10 * S, "disconnect"), ("snapshot", 3, 61 * S, (10 * S, "disconnect"))]
 
 
-def test_what_was_lost_before_a_market_ended_is_told_though_its_end_is_known_already() -> None:
+@pytest.mark.parametrize("book", [({4800: 7}, {}), ({}, {}), ({4800: 1205, 4700: 100}, {5000: 300, 5100: 9})])
+def test_what_was_lost_before_a_market_ended_is_told_though_its_end_is_known_already(
+    book: tuple[dict[int, int], dict[int, int]],
+) -> None:
     """The end comes by REST, and before what a gatherer that lags has still to deliver."""
     g, lags = Source(), Source("g2")
     again = Source("g2", generation=T0 + 60 * S)
     led = [*known(g), *known(lags), g.delta(11 * S, "yes", 4800, 5), lags.delta(11 * S, "yes", 4800, 5)]
-    lost = [g.delta(12 * S, "no", 5100, 9), g.broken(12 * S), g.snapshot(14 * S, {4800: 7}, {}), g.delta(15 * S, "yes", 4800, 1)]
+    lost = [g.delta(12 * S, "no", 5100, 9), g.broken(12 * S), g.snapshot(14 * S, *book), g.delta(15 * S, "yes", 4800, 1)]
     told = brief(receive(*led, *lost, g.rest(20 * S, status="finalized"), again.snapshot(61 * S, {}, {})))
     assert [event for event in told if event[0] != "lifecycle"][3:6] == [
         ("gap", 4, 12 * S, "disconnect"),
