@@ -160,7 +160,7 @@ async def test_what_was_dropped_is_answered_the_same(database: str, s3: servers.
     markets = [past.busy("KXA-1", 1, 1_500, 5), past.quiet("KXA-2", 2, [0, 3]), past.quiet("KXB-1", 3, [1, 2])]
     events = past.topics_of(*markets)
     await past.archive(place, events)
-    async with await pool.connect_pool(database, size=2) as connections:
+    async with await pool.connect_pool(database, size=2, reset=False) as connections:
         await past.store(Tables(connections), events)
         hot = await answers(Store(connections), markets)
         dropped = await past.retire(database, place, (past.DAY0 + 3) * DAY_US)
@@ -185,7 +185,10 @@ async def test_what_was_dropped_is_answered_the_same(database: str, s3: servers.
 async def test_what_comes_late_for_a_dropped_day_is_answered_and_dropped_too(session: Session, tmp_path: Path) -> None:
     markets = [past.busy("KXA-1", 1, 900, 4), past.busy("KXA-2", 2, 300, 4)]
     whole, plain = await session.fresh_database(), await session.fresh_database()
-    async with await pool.connect_pool(plain, size=2) as others, await pool.connect_pool(whole, size=2) as connections:
+    async with (
+        await pool.connect_pool(plain, size=2, reset=False) as others,
+        await pool.connect_pool(whole, size=2, reset=False) as connections,
+    ):
         await past.store(Tables(others), past.topics_of(*markets))
         hot = await answers(Store(others), markets)
         tables, store = Tables(connections), reader(connections, Folder(tmp_path))
@@ -210,7 +213,7 @@ async def test_what_comes_late_for_a_dropped_day_is_answered_and_dropped_too(ses
 async def test_what_is_dropped_while_it_is_read_is_read_to_its_end(database: str, tmp_path: Path, gone_by: int) -> None:
     market = past.busy("KXA-1", 1, 600, 5)
     await past.archive(Folder(tmp_path), past.topics_of(market))
-    async with await pool.connect_pool(database, size=2) as connections:
+    async with await pool.connect_pool(database, size=2, reset=False) as connections:
         await past.store(Tables(connections), past.topics_of(market))
         store = reader(connections, Folder(tmp_path))
         number = await store.market_id("KXA-1")
@@ -256,7 +259,7 @@ def without(topic: str, number: int) -> Change:
 async def test_what_the_archive_has_otherwise_is_not_dropped(database: str, tmp_path: Path, change: Change, named: str) -> None:
     events = past.topics_of(past.busy("KXA-1", 1, 200, 1))
     await past.archive(Folder(tmp_path), change(events))
-    async with await pool.connect_pool(database, size=2) as connections:
+    async with await pool.connect_pool(database, size=2, reset=False) as connections:
         await past.store(Tables(connections), events)
         with pytest.raises(Differs, match=named):
             await past.retire(database, Folder(tmp_path))
@@ -265,7 +268,7 @@ async def test_what_the_archive_has_otherwise_is_not_dropped(database: str, tmp_
 async def test_what_is_still_on_its_way_into_the_archive_is_waited_for(database: str, tmp_path: Path) -> None:
     market = past.busy("KXA-1", 1, 100, 1)
     books = {topics.BOOK.name: market}
-    async with await pool.connect_pool(database, size=2) as connections:
+    async with await pool.connect_pool(database, size=2, reset=False) as connections:
         await past.store(Tables(connections), books)
         async with connections.acquire() as connection:
             store, held, pending = Retention(connection), Archive(Folder(tmp_path)), Pending()
@@ -283,7 +286,7 @@ async def test_what_is_still_on_its_way_into_the_archive_is_waited_for(database:
 async def test_what_the_table_lacks_or_gets_meanwhile_is_not_dropped(database: str, tmp_path: Path) -> None:
     market = past.busy("KXA-1", 1, 200, 1)
     await past.archive(Folder(tmp_path), past.topics_of(market))
-    async with await pool.connect_pool(database, size=2) as connections:
+    async with await pool.connect_pool(database, size=2, reset=False) as connections:
         tables = Tables(connections)
         await past.store(tables, past.topics_of(market[:190], whole=[market]))
         with pytest.raises(Differs, match="KXA-1: the archive has 10 rows that the table does not have"):
@@ -307,7 +310,7 @@ async def test_killed_at_every_statement_each_row_is_there_or_noted(database: st
     markets = [past.busy("KXA-1", 1, 300, 1), past.quiet("KXA-2", 2, [0])]
     events = past.topics_of(*markets) | {topics.TICKERS.name: [], topics.CHECKPOINTS.name: []}
     await past.archive(Folder(tmp_path), events)
-    async with await pool.connect_pool(database, size=2) as connections:
+    async with await pool.connect_pool(database, size=2, reset=False) as connections:
         await past.store(Tables(connections), events)
         hot = await answers(Store(connections), markets)
         command = [sys.executable, "-m", "tests.support.dying_retention", database, str(tmp_path)]
@@ -322,7 +325,7 @@ async def test_a_damaged_file_is_never_served(database: str, place: Place) -> No
     markets = [past.busy("KXA-1", 1, 200, 1), past.busy("KXB-1", 2, 200, 1)]
     events = past.topics_of(*markets)
     await past.archive(place, events, at_once=10_000)
-    async with await pool.connect_pool(database, size=2) as connections:
+    async with await pool.connect_pool(database, size=2, reset=False) as connections:
         await past.store(Tables(connections), events)
         hot, at_us = await answers(Store(connections), markets), markets[0][150].effective_us
         dice = random.Random(5)
