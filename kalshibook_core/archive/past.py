@@ -4,9 +4,12 @@ An archive only grows and nothing in it changes, so what is remembered stays tru
 or so many rows); where that is not found, or a file is not, the archive is listed anew, once. What is still missing then, or
 damaged, raises Damaged: nothing is left out in silence. A file's content is compared with its digest before any of it is used.
 
+What commits and repacks there are is asked for once a partition, since to list them takes the longer the older an archive is;
+what repacks stand for is not remembered of it.
+
 Bounds: files of `most_bytes` as they lie, as many bytes of single markets' rows and a quarter of it of their checkpoints; the
-names of `_ENTRIES` files, and what they hold of `_MARKETS` markets. Full, what was used longest ago is forgotten. Every call
-blocks: call from threads.
+names of `_ENTRIES` files and as many commits and repacks, and what files hold of `_MARKETS` markets. Full, what was used longest
+ago is forgotten. Every call blocks: call from threads.
 """
 
 from collections import OrderedDict
@@ -19,6 +22,7 @@ from kalshibook_core.archive import columns, layout, tables
 from kalshibook_core.archive.columns import Books
 from kalshibook_core.archive.manifest import Entry
 from kalshibook_core.archive.reader import Archive, Damaged
+from kalshibook_core.archive.reader import Held as Listed
 from kalshibook_core.archive.tables import BOOKS, CHECKPOINTED, Group, Table
 from kalshibook_core.wire.events import Checkpoint
 
@@ -62,6 +66,7 @@ class Past:
     def __init__(self, archive: Archive, most_bytes: int = MOST_BYTES) -> None:
         """Read from `archive`, and keep at most so many bytes of files, and of rows."""
         self._archive = archive
+        self._listed: _Kept[Listed] = _Kept(_ENTRIES)
         self._days: _Kept[Mapping[str, list[Entry]]] = _Kept(_ENTRIES)
         self._markets: _Kept[Mapping[str, Held]] = _Kept(_MARKETS)
         self._files: _Kept[bytes] = _Kept(most_bytes)
@@ -111,6 +116,7 @@ class Past:
 
     def forget(self, table: Table, place: Place) -> None:
         """List a day anew when it is asked for again: something of it was not where it had been."""
+        self._listed.forget((table.name, place.partition))
         self._days.forget((table.name, place.partition, place.day))
 
     def checkpoint(self, place: Place, until_us: int, rows: int) -> Checkpoint | None:
@@ -169,10 +175,13 @@ class Past:
 
     def _entries(self, table: str, partition: int, day: int) -> Mapping[str, list[Entry]]:
         by_series: dict[str, list[Entry]] = {}
-        held = self._archive.held_of(_TOPIC_OF[table], partition)
+        held = self._listed.get((table, partition), partial(self._list, table, partition), _weight)
         for entry in self._archive.effective(held, range(day, day + 1)):
             by_series.setdefault(entry.series, []).append(entry)
         return by_series
+
+    def _list(self, table: str, partition: int) -> Listed:
+        return self._archive.held_of(_TOPIC_OF[table], partition).in_force()
 
     def _held(self, entry: Entry) -> Mapping[str, Held]:
         return {
@@ -205,6 +214,10 @@ class Past:
 
 def _rows_size(rows: tuple[list[tuple[int, int]], Any]) -> int:
     return 0 if rows[1] is None else int(rows[1].nbytes)
+
+
+def _weight(listed: Listed) -> int:
+    return len(listed.chain.commits) + len(listed.repacks)
 
 
 def _size(books: Books) -> int:

@@ -44,6 +44,16 @@ class Held(NamedTuple):
         repack = self.repacks.get(day)
         return repack is not None and commit.first < repack.next
 
+    def in_force(self) -> "Held":
+        """Return the same without the commits whose every day a repack stands for: each day's files are the same."""
+        commits = (
+            commit
+            for commit in self.chain.commits
+            if commit.last_day - commit.first_day >= _FEW
+            or not all(self.supersedes(day, commit) for day in range(commit.first_day, commit.last_day + 1))
+        )
+        return self._replace(chain=self.chain._replace(commits=tuple(commits)))
+
 
 class Archive:
     """An archive in a store."""

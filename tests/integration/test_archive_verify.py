@@ -17,6 +17,7 @@ from click.testing import CliRunner, Result
 from kalshibook_core.archive import layout, manifest
 from kalshibook_core.archive.reader import Archive
 from kalshibook_core.archive.store import Folder
+from kalshibook_core.archive.store import Store as Place
 from kalshibook_core.archive.tables import BY_TOPIC
 from kalshibook_core.kafka import topics
 from kalshibook_core.orderbook import Book
@@ -80,9 +81,9 @@ def beside(n: int, raw: RawFrame) -> RawFrame:
     return raw._replace(kind="FRAME", channel=kind, sid=9, seq=-1, payload=payload, detail="")
 
 
-def write(folder: Path, written: Log) -> None:
+def write(place: Path | Place, written: Log) -> None:
     """Archive it, in commits of other lengths for each topic."""
-    chance = random.Random(1)
+    chance, to = random.Random(1), Folder(place) if isinstance(place, Path) else place
 
     async def work() -> None:
         for topic, all_of_it in written.items():
@@ -91,7 +92,7 @@ def write(folder: Path, written: Log) -> None:
                 count = chance.randrange(300, 1_500)
                 batch, left = left[:count], left[count:]
                 after = batch[-1].offset + 1
-                await commit.write(Folder(folder), files.make(topic, 2, first, after, "a", batch), lambda attempt: attempt())
+                await commit.write(to, files.make(topic, 2, first, after, "a", batch), lambda attempt: attempt())
                 first = after
 
     asyncio.run(work())

@@ -8,19 +8,26 @@ import pytest
 from click.testing import CliRunner, Result
 
 from kalshibook_core.archive import layout
+from kalshibook_core.archive.past import Past
 from kalshibook_core.archive.reader import Archive, Damaged
 from kalshibook_core.archive.store import Folder
 from kalshibook_core.kafka.cluster import Cluster
 from kalshibook_core.kafka.reader import read_partition
 from kalshibook_core.kafka.topics import RAW
+from kalshibook_core.postgres import pool
 from kalshibook_core.wire import codec
 from kalshibook_core.wire.events import RawFrame
 from kalshibook_tools.cli.command import kb as command_line
+from services.gateway.history.cold import Cold
+from services.gateway.history.fold import CorruptHistory
+from services.gateway.history.store import Store as History
 from services.ingest.archived import Archived
 from services.ingest.recordings import Recording
 from services.persister.archive import commit, files, repack
+from tests.integration.test_archive_verify import log, write
+from tests.integration.test_archive_verify import store as store_rows
 from tests.support import archive as made
-from tests.support import recordings
+from tests.support import past, recordings
 from tests.support import s3 as servers
 from tests.support.s3 import S3
 from tests.unit.ingest.test_archived import archive, captured
@@ -92,6 +99,49 @@ def test_an_archive_is_put_together_and_put_away_there(s3: S3) -> None:
     with pytest.raises(Damaged) as told:
         made.everything(Archive(store), TOPIC)
     assert Archive(store).quarantine(told.value) == f"quarantine/{hurt}"
+
+
+@pytest.mark.stack
+async def test_what_is_damaged_there_is_refused_until_it_is_made_again_from_the_raw_rows(
+    database: str, s3: S3, tmp_path: Path
+) -> None:
+    written, place = log(1_000, pace=2_000), s3.bucket("proved")
+    await asyncio.to_thread(write, place, written)
+    commit.claim(place, "a test's", {}, False)
+    await store_rows(database, written)
+    books = [codec.decode(each.value or b"") for each in written[TOPIC]]
+    asked = [books[n] for n in range(50, len(books), len(books) // 12)]
+    env = {"KB_POSTGRES_DSN": database, "AWS_ENDPOINT_URL": s3.endpoint, "KB_ARCHIVE": f"s3://{servers.BUCKET}/proved"}
+
+    async def verify(*arguments: str) -> Result:
+        command = ["verify", "--home", str(tmp_path), *arguments]
+        return await asyncio.to_thread(CliRunner(env=env).invoke, command_line, command)
+
+    async with await pool.connect_pool(database, size=2) as connections:
+
+        async def answers(of: History) -> list[tuple[int, list[tuple[int, int]], list[tuple[int, int]]]]:
+            found = [await of.book_at(await of.market_id(each.market_ticker) or 0, each.effective_us) for each in asked]
+            return [(each.version, list(each.book.yes), list(each.book.no)) for each in found if each is not None]
+
+        hot = await answers(History(connections))
+        assert len(hot) == len(asked)
+        assert {name.rpartition("_")[0] for name in await past.retire(database, place, 1 << 60)} > {"book_events", "checkpoints"}
+        history = History(connections, Cold(connections, Past(Archive(place))))
+        assert await answers(history) == hot
+        files = sorted(path for path, _ in place.listed("book") if path.endswith(layout.ROWS))
+        hurt, gone = files[0], files[-1]
+        whole = place.get(hurt)
+        place.put(hurt, whole[: len(whole) // 2] + b"?" + whole[len(whole) // 2 + 1 :])
+        place.delete(gone)
+        history = History(connections, Cold(connections, Past(Archive(place))))
+        with pytest.raises(CorruptHistory, match=hurt):
+            await answers(history)
+        found = await verify("--keep")
+        assert found.exit_code == 1 and hurt in found.stderr and gone in found.stderr
+        repaired = await verify("--repair")
+        assert repaired.exit_code == 0, repaired.output
+        assert {path for path, _ in place.listed("quarantine")} == {f"quarantine/{hurt}", f"quarantine/{hurt}.why"}
+        assert await answers(history) == hot  # who was refused asks again
 
 
 @pytest.mark.stack
