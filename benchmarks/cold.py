@@ -8,13 +8,19 @@ checksum compared.
 Files are remembered, compressed and proved; no rows are, so that each answer decodes its own. "Again" keeps them, as the gateway
 does. By CPU time of our process, which other programs hardly change. Bare is pyarrow reading the same events of the market, by
 its own filters, out of the same file.
+
+"From S3": the same day in a MinIO on loopback, by the clock, since its waiting is what it costs; nowhere where there is no MinIO.
+There are as many commits behind it as `DAYS` days of a partition make. "A file that is not here": the index is warm, the file is
+fetched and proved each time. The first of a process lists all commits, those days' too, before anything else.
 """
 
 import asyncio
+import os
 import random
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,9 +30,10 @@ import pyarrow.parquet as pq
 
 from benchmarks import Row, database
 from benchmarks.history import _delta
+from kalshibook_core.archive.layout import Commit, Repack
 from kalshibook_core.archive.past import Past
 from kalshibook_core.archive.reader import Archive
-from kalshibook_core.archive.store import Folder
+from kalshibook_core.archive.store import Bucket, Folder
 from kalshibook_core.orderbook import Book
 from kalshibook_core.orderbook.checksum import to_signed
 from kalshibook_core.postgres import pool
@@ -37,10 +44,12 @@ from services.gateway.history.cold import Cold
 from services.gateway.history.store import Store
 from services.persister.archive import commit, files, repack
 from services.persister.archive.held import Record
+from tests.support import s3 as servers
 
 NAME = "cold"
 EVENTS, QUIET, EACH, EVERY, COMMITS = 200_000, 3_000, 8, 1_000, 96
 ASKED, WARM = 300, 30
+DAYS = 30
 DAY: Final = 20_000
 T0: Final = DAY * DAY_US
 STEP_US: Final = DAY_US // (EVENTS + 1)
@@ -63,7 +72,55 @@ async def _run(server: str) -> list[Row]:
                 held = Archive(place).held_of(topic, 0)
                 assert repack.repack(place, held, DAY, "r", 1)
             (file,) = Path(folder, "book").rglob("*rx0.parquet")
-            return rows + await _measured(dsn, place, "of a day put together", file)
+            rows += await _measured(dsn, place, "of a day put together", file)
+            return rows + await _from_s3(dsn, place, Path(folder))
+
+
+async def _from_s3(dsn: str, place: Folder, folder: Path) -> list[Row]:
+    if servers.minio() is None:
+        return []
+    os.environ.update(servers.KEYS)  # noqa: TID251  (of this process alone, for the server below)
+    (folder / "s3").mkdir()
+    with servers.running(folder / "s3") as server:
+        bucket = server.bucket("cold")
+        objects = {path: place.get(path) for path, _ in place.listed("") if not path.startswith("s3/")}
+        for topic in (BOOKS, CHECKPOINTS):
+            after = Archive(place).held_of(topic, 0).chain.next
+            for day in range(DAY + 1, DAY + DAYS):
+                objects[Repack(topic, 0, day, 0, after + COMMITS, "r").path] = b""
+                objects |= {Commit(topic, 0, n, n + 1, day, day, "a").path: b"" for n in range(after, after + COMMITS)}
+                after += COMMITS
+        with ThreadPoolExecutor(16) as pool:
+            list(pool.map(bucket.put, objects, objects.values()))
+        return await _clocked(dsn, bucket)
+
+
+async def _clocked(dsn: str, place: Bucket) -> list[Row]:
+    dice, times = random.Random(4), dict[str, list[float]]()
+    async with await pool.connect_pool(dsn, size=1) as connections:
+        here, not_here = Past(Archive(place)), Past(Archive(place))
+        nothing = type(here._books)(0)
+        not_here._files = type(here._files)(0)
+        ids = dict(await connections.fetch("SELECT ticker, id FROM markets"))
+        for each in range(-WARM, ASKED):
+            what, past = ("a file that is here", here) if each % 2 else ("a file that is not here", not_here)
+            if not each % 10:
+                what, past = "the first of a process", Past(Archive(place))
+            past._books = past._checkpoints = nothing
+            at = T0 + dice.randrange(DAY_US)
+            began = time.perf_counter()
+            state = await Store(connections, Cold(connections, past)).book_at(ids[BUSY], at)
+            times.setdefault(what, []).append(time.perf_counter() - began)
+            if each < 0:
+                times.clear()
+            if state is None or state.version != min(EVENTS, 1 + (at - T0) // STEP_US):
+                raise RuntimeError(f"{at}: {state and state.version}")
+    name = "cold: book at an instant from S3 of a day put together"
+    return [
+        Row(f"{name}, {what}, {part} by the clock", round(1000 * _at(times[what], part), 1), "ms", None, None)
+        for what in times
+        for part in ("p50", "p99")
+    ]
 
 
 async def _fill(dsn: str, place: Folder) -> None:

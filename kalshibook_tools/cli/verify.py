@@ -14,6 +14,8 @@ from kalshibook_core.runtime.settings import ConfigurationError
 from kalshibook_tools.cli.command import Instant, database, dsn_option, endpoint_option, fail, home_option, run
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_PASSES = 3
+"""A repair: what falls back on older files, what is made again, and whether that is so."""
 _ROWS = (
     ("files", "files read, each what is said of it"),
     ("events_proved", "archived events that the raw rows make"),
@@ -84,14 +86,16 @@ def verify(
     async def work() -> tuple[proof.Result, list[str]]:
         store, saved = opened(location or str(home / "archive")), opened(savepoints or str(home / "proofs"))
         wanted = proof.Wanted(market, from_us, proof.END_US if to_us is None else to_us)
-        run = _Run(store, saved, wanted, limits, home, dsn)
-        result = await run.all()
-        if not repair:
-            return result, [] if keep else list(run.quarantine())
-        done = await run.repair()
-        if not done:
-            return result, []
-        return await _Run(store, saved, wanted, limits, home, dsn).all(), done
+        done: list[str] = []
+        for _ in range(_PASSES):
+            run = _Run(store, saved, wanted, limits, home, dsn)
+            result = await run.all()
+            if not repair:
+                return result, [] if keep else list(run.quarantine())
+            if not (some := await run.repair()):
+                break
+            done += some
+        return result, done
 
     result, done = run(work())
     if as_json:
@@ -162,7 +166,7 @@ class _Run:
         result = self.result
         if result.first_class not in ("objects", "checkpoints"):
             return []
-        for hopeless in repair.hopeless(self._archive, result):
+        for hopeless in repair.hopeless(self._archive, self._found, result):
             fail(f"cannot be made again, nothing was changed: {hopeless}; put a copy back in its place")
         if result.counts["objects"] > len(result.damaged):
             fail("offsets or rows are missing, which cannot be made again; nothing was changed")
@@ -175,9 +179,9 @@ class _Run:
                 fail("an archived checkpoint is wrong, which cannot be made again; nothing was changed")
             async with await connect_pool(database(self._home, self._dsn)) as pool:
                 return await repair.checkpoints(pool, self._archive, self._found, result.wrong_checkpoints)
+        if lesser := [each for each in result.damaged if each.path not in result.hurt]:
+            return [self._put_away(each) for each in lesser]  # and then all is looked at anew
         places = repair.places(result)
-        if not places:
-            return [f"{line}: what it stood for is there" for line in self.quarantine()]
         result.counts["objects"] = 0  # of the rest there must be no difference
         proofs = await self._fold(places)
         if result.first_class:
@@ -189,6 +193,17 @@ class _Run:
             except repair.Impossible as why:
                 fail(str(why))
         return done
+
+    def _put_away(self, damaged: Any) -> str:
+        """Put away what is damaged, and the repack that names it: nobody is to look for it then. Return what was done."""
+        from kalshibook_core.archive.reader import Damaged
+        from kalshibook_tools.verify import repair
+
+        repack = repair.standing_for_less(self._archive, self._found, damaged)
+        self._archive.quarantine(damaged)
+        if repack is not None and repack.path != damaged.path:
+            self._archive.quarantine(Damaged(repack.path, f"of what it names, {damaged}"))
+        return f"put away: {damaged.path}: what it stood for is there"
 
     async def _fold(self, again: Any = ()) -> list[Any]:
         from kalshibook_core.postgres.pool import connect_pool

@@ -5,7 +5,8 @@ damaged one lies in quarantine), a checkpoint of the database by the persister's
 partition are a function of its raw rows, in the order in which they are made, and the commits say how many the archive has.
 
 Not made again: raw rows, since nothing else has them; archived checkpoints, since no raw row says which there are; commits, and
-repacks whose old files are deleted. These are named, and a copy has to be put back.
+repacks whose old files are deleted. These are named, and a copy has to be put back. While the old files are there, a repack that
+is damaged, or has a damaged file of these kinds, is put away, and readers go by the old ones again.
 """
 
 from collections import Counter
@@ -13,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from kalshibook_core.archive import layout, tables
+from kalshibook_core.archive.layout import Repack
 from kalshibook_core.archive.reader import Archive, Damaged, Held
 from kalshibook_core.archive.store import Store
 from kalshibook_core.archive.tables import Row
@@ -27,17 +29,29 @@ class Impossible(Exception):
     """It cannot be made again without guessing."""
 
 
-def hopeless(archive: Archive, result: Result) -> Iterator[Damaged]:
+def hopeless(archive: Archive, found: Contents, result: Result) -> Iterator[Damaged]:
     """Yield what is damaged and cannot be made again."""
     for damaged in result.damaged:
-        if damaged.path not in result.hurt and not _can_go(archive, damaged):
+        if damaged.path not in result.hurt and standing_for_less(archive, found, damaged) is None:
             yield damaged
 
 
-def _can_go(archive: Archive, damaged: Damaged) -> bool:
-    """Tell whether a damaged repack can be put away because all that it stands for is still there."""
+def standing_for_less(archive: Archive, found: Contents, damaged: Damaged) -> Repack | None:
+    """Return the repack that is damaged, or has what is, if it can be put away because all that it stands for is still there."""
     repack = layout.repack_of(damaged.path)
-    return repack is not None and repack not in archive.repacks(repack.topic, repack.partition)[1]
+    if repack is not None:
+        return None if repack in archive.repacks(repack.topic, repack.partition)[1] else repack
+    named = damaged.path.removesuffix(layout.MANIFEST).removesuffix(layout.ROWS) + layout.ROWS
+    for repack, told in found.repacked.items():
+        if any(entry.path == named for entry in told.files):
+            try:
+                for entry in told.replaced:
+                    archive.manifest(entry)
+                    archive.content(entry)
+            except Damaged:
+                return None
+            return repack
+    return None
 
 
 def write(store: Store, found: Contents, proof: Proof, now_us: int) -> list[str]:

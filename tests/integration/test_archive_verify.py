@@ -272,6 +272,15 @@ async def test_what_is_damaged_is_made_again_from_the_raw_rows_or_refused(databa
     assert fallen_back.exit_code == 0, fallen_back.output
     assert "what it stood for is there" in fallen_back.stderr
 
+    held = Archive(Folder(tmp_path / "b")).held_of(topics.RAW.name, 2)
+    repack.repack(Folder(tmp_path / "b"), held, repack.due(Archive(Folder(tmp_path / "b")), held, 1 << 60, 0)[0], "r", 1 << 60)
+    hurt(next((tmp_path / "b" / "raw").rglob("*-rx0.parquet")))  # nor are these, of which there is no other copy
+    hurt(next((tmp_path / "b" / "book").rglob("*.parquet")))
+    fallen_back = await verify(tmp_path / "b", "", "--repair")
+    assert fallen_back.exit_code == 0, fallen_back.output
+    assert "what it stood for is there" in fallen_back.stderr and "made again: repacks/" in fallen_back.stderr
+    assert {topic: said(tmp_path / "b", topic) for topic in CANONICAL} == before
+
     hurt(sorted((place / "raw").rglob("*.parquet"))[0])
     refused = await verify(place, database, "--repair")
     assert refused.exit_code == 1 and "cannot be made again, nothing was changed: raw/" in refused.stderr

@@ -4,7 +4,6 @@ MinIO is the program that KB_TEST_MINIO names, the one that `make setup` built (
 where Go is, once for all clones: it lies in the folder of Kafka's jars. No test run builds or fetches it.
 """
 
-import asyncio
 import os
 import shutil
 import signal
@@ -13,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,7 +24,7 @@ from pyarrow import fs
 from kalshibook_core.archive.store import Bucket
 from kalshibook_tools.stack.jars import cache_folder
 from kalshibook_tools.stack.probe import free_port
-from tests.support.service import until
+from tests.support.service import WITHIN
 
 KEYS = {"AWS_ACCESS_KEY_ID": "kalshibook", "AWS_SECRET_ACCESS_KEY": "kalshibook", "AWS_REGION": "us-east-1"}
 BUCKET = "kb-archive"
@@ -96,18 +96,21 @@ def running(folder: Path) -> Iterator[S3]:
         command = [program, "server", "--quiet", "--address", f"127.0.0.1:{port}", str(folder / "minio")]
     with (folder / "s3.log").open("wb") as log, subprocess.Popen(command, env=env, stdout=log, stderr=log) as server:
         try:
-            server_told = S3(f"http://127.0.0.1:{port}", "minio" if program else "moto")
-            asyncio.run(until(lambda: _answers(server_told.endpoint)))
-            _make_bucket(server_told.endpoint)
-            yield server_told
+            told = S3(f"http://127.0.0.1:{port}", "minio" if program else "moto")
+            deadline = time.monotonic() + WITHIN
+            while not _answers(told.endpoint):
+                if time.monotonic() > deadline or server.poll() is not None:
+                    raise TimeoutError(f"{told.program} does not answer:\n{(folder / 's3.log').read_text()}")
+                time.sleep(0.05)
+            _make_bucket(told.endpoint)
+            yield told
         finally:
             server.kill()
 
 
-async def _answers(endpoint: str) -> bool:
+def _answers(endpoint: str) -> bool:
     try:
-        async with httpx.AsyncClient() as client:
-            return (await client.get(f"{endpoint}/minio/health/ready")).status_code < 500
+        return httpx.get(f"{endpoint}/minio/health/ready").status_code < 500
     except httpx.TransportError:
         return False
 
