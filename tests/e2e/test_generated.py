@@ -94,6 +94,7 @@ async def equal_to_the_truth(up: Up) -> None:
     (await up.client.post(f"{control}/resume")).raise_for_status()
 
 
+@pytest.mark.timeout(900)  # nine ends and starts, each waited for: a minute alone, many on a machine that has others to serve
 async def test_the_first_day(tmp_path: Path) -> None:
     home = tmp_path / "home"
     async with Up(home, *GENERATED, KB_ARCHIVE=str(home / "archive"), KB_ARCHIVE_SECONDS="2") as up:
