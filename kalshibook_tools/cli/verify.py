@@ -24,13 +24,24 @@ _ROWS = (
     ("rows_proved", "events that the database has as they are"),
     ("rows_pending", "events at the end that the database has yet to get"),
     ("rows_cold", "events of days that the database has handed to the archive"),
+    ("gaps_proved", "gaps that the database has as the events tell them"),
+    ("gaps_pending", "gaps of which the database has yet to get something, or has it already"),
     ("unnamed", "files that nothing names: left by a writer that was killed; no reader sees them"),
     ("objects", "OBJECTS: missing, or not what was written"),
     ("raw", "RAW: partitions whose first raw records are not archived"),
     ("events", "EVENTS: markets whose archived events are not what the raw rows make"),
     ("checkpoints", "CHECKPOINTS: of another book"),
     ("database", "DATABASE: rows that differ, are missing or too many"),
+    ("gaps", "GAPS: rows of the table gaps that differ, are missing or too many"),
 )
+
+
+_NOT_REPAIRED = {
+    "raw": "the first raw records are not archived, so nothing is known to be right",
+    "events": "archive and raw rows contradict each other, and which of them is right no third tells; keep both",
+    "database": "its rows are made by the persister alone, of what Kafka has; restore the database from its backup, or let the "
+    "persister read the topics into an empty one",
+}
 
 
 @click.command()
@@ -43,7 +54,7 @@ _ROWS = (
 @click.option("--to", "to_us", type=Instant(), help="Compare events before this instant.")
 @click.option("--keep", is_flag=True, help="Leave damaged files where they are.")
 @click.option(
-    "--repair", is_flag=True, help="Make damaged files again from the raw rows, and wrong checkpoints; name each first."
+    "--repair", is_flag=True, help="Make damaged files again from the raw rows, wrong checkpoints and gaps; name each first."
 )
 @click.option("--savepoints", metavar="PLACE", help="Where folds begin if --from allows: a folder or s3://; KB_HOME/proofs.")
 @click.option("--json", "as_json", is_flag=True, help="Report as one JSON object.")
@@ -164,8 +175,13 @@ class _Run:
         from kalshibook_tools.verify import repair
 
         result = self.result
-        if result.first_class not in ("objects", "checkpoints"):
+        if result.first_class is None:
             return []
+        if result.first_class not in ("objects", "checkpoints", "gaps"):
+            result.told.append(f"nothing was changed: {_NOT_REPAIRED[result.first_class]}")
+            return []
+        if result.first_class == "gaps":
+            return await self._repair_gaps()
         for hopeless in repair.hopeless(self._archive, self._found, result):
             fail(f"cannot be made again, nothing was changed: {hopeless}; put a copy back in its place")
         if result.counts["objects"] > len(result.damaged):
@@ -205,6 +221,18 @@ class _Run:
             self._archive.quarantine(Damaged(repack.path, f"of what it names, {damaged}"))
         return f"put away: {damaged.path}: what it stood for is there"
 
+    async def _repair_gaps(self) -> list[str]:
+        from kalshibook_core.postgres.pool import connect_pool
+        from kalshibook_tools.verify import repair
+
+        wrong = self.result.wrong_gaps
+        if len(wrong) < self.result.counts["gaps"]:
+            fail("there are gaps of markets that the archive has not, and may be all that is known of them; nothing was changed")
+        for each in wrong:
+            click.echo(f"to be put right in the database: {each.ticker}, {each.channel}: {each.told or 'no gap'}", err=True)
+        async with await connect_pool(database(self._home, self._dsn)) as pool:
+            return await repair.gaps(pool, wrong)
+
     async def _fold(self, again: Any = ()) -> list[Any]:
         from kalshibook_core.postgres.pool import connect_pool
         from kalshibook_tools.verify import archive as proof
@@ -223,18 +251,17 @@ class _Run:
             numbers = [n for n in proof.partitions(found, self._wanted) if not again or any(n == place[1] for place in again)]
             progress = stack.enter_context(_progress(2 * found.rows, "folding"))
             for number in numbers:
-                each = await self._fold_one(number, again, compared, stored, progress)
-                if compared is not None:
-                    reached = {
-                        topic: held.chain.next for topic, of in found.held.items() for held in of if held.partition == number
-                    }
-                    await compared.end(number, reached, each.unarchived)
-                proofs.append(each)
+                reached = {topic: held.chain.next for topic, of in found.held.items() for held in of if held.partition == number}
+                proofs.append(await self._fold_one(number, again, compared, stored, progress, reached))
+            if compared is not None and self._wanted == proof.Wanted() and not result.counts["raw"]:
+                await compared.end_all()
         return proofs
 
-    async def _fold_one(self, number: int, again: Any, compared: Any, stored: Any, progress: Callable[[int], None]) -> Any:
+    async def _fold_one(
+        self, number: int, again: Any, compared: Any, stored: Any, progress: Callable[[int], None], reached: dict[str, int]
+    ) -> Any:
         from kalshibook_tools.verify import archive as proof
-        from kalshibook_tools.verify import savepoints
+        from kalshibook_tools.verify import gaps, savepoints
         from services.deduplicator.market_log import Limits
         from services.deduplicator.partition import Partition
 
@@ -259,7 +286,14 @@ class _Run:
                 savepoints.save(self._saved, savepoints.Savepoint(of, number, offset, until_us), partition)
 
         each = proof.Proof(self._archive, self._found, number, partition, self._wanted, self.result, start, again)
-        await each.run(None if compared is None else compared.compare, stored, progress, save)
+        if compared is None:
+            await each.run(None, stored, progress, save)
+            return each
+        of_gaps = gaps.Gaps(self._wanted, {ticker: market.book.version for ticker, market in partition.markets.items()})
+        await each.run(compared.compare, stored, progress, save, of_gaps.take)
+        await compared.end(number, reached, each.unarchived)
+        if not self.result.counts["raw"]:
+            await compared.gaps(of_gaps, number, reached, each, self._wanted.to_us == proof.END_US)
         return each
 
 

@@ -10,6 +10,7 @@ a savepoint of a fold before, and each event that comes out is compared with the
     checkpoints  a checkpoint, archived or in the database, whose checksum is not that of its version or of its own levels
     database     a row of book_events, trades, tickers or lifecycle differs, is missing, or is there twice; a partition by time is
                  missing or detached
+    gaps         a row of the table gaps is not what the events tell, is missing, or is told by none (`verify.gaps`)
 
 An event that only one side has, after the last that both have, is no difference: the other side has yet to come so far.
 
@@ -30,7 +31,7 @@ from kalshibook_core.kafka import topics
 from kalshibook_core.wire.events import BookDelta, BookSnapshot, Gap, Lifecycle, RawFrame, Ticker, Trade
 from services.deduplicator.partition import Partition
 
-CLASSES: Final = ("objects", "raw", "events", "checkpoints", "database")
+CLASSES: Final = ("objects", "raw", "events", "checkpoints", "database", "gaps")
 _TOLD: Final = 20
 _AT_ONCE: Final = 20_000
 _TOPIC_OF: Final = {
@@ -99,6 +100,9 @@ class Result:
 
     wrong_checkpoints: list[Key] = field(default_factory=list)
     """Those of the database."""
+
+    wrong_gaps: list[Any] = field(default_factory=list)
+    """Likewise, `gaps.Wrong`."""
 
     given: list[str] = field(default_factory=list)
     """What was not proved, but taken as it is."""
@@ -234,8 +238,11 @@ class Proof:
         self._last_us = 0
         self._sides = {topic: _Side(topic, result) for topic in _SIDES}
         self._checkpoints: list[dict[Key, Known]] = []
+        self._note: Callable[[Any], None] = lambda event: None
         self.unarchived = Counter[str]()
         """By topic, events at the end that are not archived yet."""
+        self.unfolded = Counter[str]()
+        """By topic, archived events at the end whose raw rows are not archived yet."""
         self.rebuilt: dict[Place, list[Row]] = {place: [] for place in again if place[1] == number}
 
     async def run(
@@ -244,10 +251,12 @@ class Proof:
         stored: dict[Key, Known],
         progress: Callable[[int], None],
         save: Callable[[int, int], None] = lambda offset, until_us: None,
+        note: Callable[[Any], None] = lambda event: None,
     ) -> None:
         """Fold and compare everything; `stored` are the database's checkpoints, those that are met are taken out.
 
-        `save` is called with (offset, latest instant of any event so far) where the partition is worth a savepoint.
+        `note` hears of every event, whether it is wanted or not. `save` is called with (offset, latest instant of any event so
+        far) where the partition is worth a savepoint.
         """
         raw = self._held(topics.RAW.name)
         if raw is None or not raw.chain.commits:
@@ -255,7 +264,7 @@ class Proof:
         if raw.chain.commits[0].first and not self._start:
             self._result.differs("raw", f"partition {self._number} begins at offset {raw.chain.commits[0].first}")
             return
-        self._checkpoints = [stored, self._archived_checkpoints()]
+        self._checkpoints, self._note = [stored, self._archived_checkpoints()], note
         canonical = {topic: self._canonical(topic, progress) for topic in self._sides}
         given = {ticker: market.book.version for ticker, market in self._partition.markets.items()}
         streams, day = _Streams(self._archive, self._found, raw), 0
@@ -288,7 +297,7 @@ class Proof:
             for rows in canonical[topic]:
                 for row in rows:
                     side.archived(row[1])
-            self.unarchived[topic] = side.end(raw.chain.next)
+            self.unarchived[topic], self.unfolded[topic] = side.end(raw.chain.next)
         self._judge_checkpoints(given)
 
     def _judge_checkpoints(self, given: dict[str, int]) -> None:
@@ -306,6 +315,7 @@ class Proof:
     def _make(self, event: Any, made: list[Made]) -> None:
         if isinstance(event, RawFrame):
             return  # a REST answer handed on for an audit: the raw row itself
+        self._note(event)
         topic = topic_of(event)
         table = tables.BY_TOPIC[topic]
         self._made += 1
@@ -439,8 +449,8 @@ class _Side:
             self._wrong.add(ticker)
             self._result.differs("events", f"{self._topic}, {ticker}: {why}")
 
-    def end(self, raw_end: int) -> int:
-        """Judge what nothing met; return how many events are not archived yet."""
+    def end(self, raw_end: int) -> tuple[int, int]:
+        """Judge what nothing met; return how many events are not archived yet, and of how many archived ones the raw rows."""
         for number, event in sorted((made for waiting in self._folded.values() for made in waiting), key=lambda made: made[0]):
             if number < self._last:
                 self._differs(event.market_ticker, f"not archived: {event}")
@@ -450,7 +460,7 @@ class _Side:
                 if event.raw_offset < raw_end:
                     self._differs(event.market_ticker, f"no raw row makes {event}")
                 self._result.counts["events_pending"] += 1
-        return sum(map(len, self._folded.values()))
+        return sum(map(len, self._folded.values())), self.ahead
 
 
 def topic_of(event: Any) -> str:

@@ -1,4 +1,4 @@
-"""Events against the rows that the persister must have made of them: book_events, trades, tickers, lifecycle, checkpoints.
+"""Events against the rows that the persister must have made of them: book_events, trades, tickers, lifecycle, checkpoints, gaps.
 
 Rows of a day that was dropped because the archive has it (`cold_days`) are no difference, and are counted. A partition by time
 that is gone or detached without that is named, once. Of trades and lifecycle the database may have more than the archive
@@ -17,8 +17,9 @@ from kalshibook_core.orderbook import Book, CorruptBook
 from kalshibook_core.orderbook.checksum import to_signed
 from kalshibook_core.postgres import levels, partitions, runs, trades
 from kalshibook_core.postgres.partitions import DAY_US
-from kalshibook_core.wire.events import BookDelta, BookEvent, BookSnapshot, Gap, Lifecycle, Ticker, Trade
-from kalshibook_tools.verify.archive import IN_DATABASE, Key, Known, Made, Result, Wanted
+from kalshibook_core.wire.events import BOOK, TRADES, BookDelta, BookEvent, BookSnapshot, Gap, Lifecycle, Ticker, Trade
+from kalshibook_tools.verify.archive import IN_DATABASE, Key, Known, Made, Proof, Result, Wanted
+from kalshibook_tools.verify.gaps import Gaps, Reach, of_nobody
 
 # A row holds a run of events of one UTC day, and may begin before the first that is asked for.
 _BOOK_EVENTS: Final = f"""
@@ -108,6 +109,8 @@ class Comparison:
         self._cold: dict[str, list[tuple[int, int]]] = {}
         self._pending: dict[str, _Missing] = {}  # by table: after the last row that is there
         self._without = Counter[str]()  # rows missing, by the partition that is
+        self._met = set[str]()
+        self._ahead = False  # the table may have gaps that are not folded
 
     async def begin(self) -> None:
         """Read which partitions there are, and which were dropped because the archive has them."""
@@ -147,6 +150,22 @@ class Comparison:
         for name, count in self._without.items():
             self._result.differs("database", f"partition {name} is not there, or detached: {count:,} rows missing", count)
         self._without.clear()
+
+    async def gaps(self, gaps: Gaps, partition: int, archived: dict[str, int], proof: Proof, all_folded: bool) -> None:
+        """Compare the gaps that the events of a partition tell; unless all of it is folded, the table may have others."""
+        reach = {}
+        for channel, topic in ((BOOK, topics.BOOK.name), (TRADES, topics.TRADES.name)):
+            reached, held = await self._pool.fetchval(_REACHED, topic, partition) or 0, archived.get(topic, 0)
+            ahead = reached > held or proof.unfolded[topic] > 0 or not all_folded
+            reach[channel] = Reach(max(0, held - reached) + proof.unarchived[topic], ahead)
+        self._met |= gaps.met
+        self._ahead = self._ahead or any(each.ahead for each in reach.values())
+        await gaps.compare(self._pool, reach, self._result)
+
+    async def end_all(self) -> None:
+        """Judge, after the last partition of an archive that is wholly folded, what no partition tells of."""
+        if not self._ahead:
+            await of_nobody(self._pool, self._met, self._result)
 
     def _judge(self, table: str, events: Sequence[Any], found: Counter[Any]) -> None:
         left, stored = Counter(found), [_stored(event) for event in events]

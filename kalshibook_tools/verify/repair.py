@@ -1,8 +1,10 @@
-"""Makes again what the raw rows make, where a file of it is damaged; and puts the archived checkpoint in place of a wrong one.
+"""Makes again what the raw rows make, where a file of it is damaged, or a gap of the database is another; and puts the archived
+checkpoint in place of a wrong one.
 
 Only by the code that owns what is written: a damaged canonical file is replaced by a repack of its day (a new version; the
-damaged one lies in quarantine), a checkpoint of the database by the persister's store. Sound, because the canonical rows of a
-partition are a function of its raw rows, in the order in which they are made, and the commits say how many the archive has.
+damaged one lies in quarantine), a checkpoint or a gap of the database by the persister's store. Sound, because the canonical
+rows of a partition are a function of its raw rows, in the order in which they are made, and the commits say how many the archive
+has.
 
 Not made again: raw rows, since nothing else has them; archived checkpoints, since no raw row says which there are; commits, and
 repacks whose old files are deleted. These are named, and a copy has to be put back. While the old files are there, a repack that
@@ -21,8 +23,9 @@ from kalshibook_core.archive.tables import Row
 from kalshibook_core.kafka import topics
 from kalshibook_core.wire.events import Checkpoint
 from kalshibook_tools.verify.archive import Contents, Key, Place, Proof, Result
+from kalshibook_tools.verify.gaps import Wrong
 from services.persister.archive import repack
-from services.persister.store import replace_checkpoint
+from services.persister.store import replace_checkpoint, replace_gap
 
 
 class Impossible(Exception):
@@ -105,6 +108,16 @@ async def checkpoints(pool: Any, archive: Archive, found: Contents, wrong: Itera
         right = archived.get((ticker, version))
         await replace_checkpoint(pool, ticker, version, right)
         said.append(f"{ticker} version {version}: {'the archived one' if right else 'none; books begin at the one before'}")
+    return said
+
+
+async def gaps(pool: Any, wrong: Iterable[Wrong]) -> list[str]:
+    """Put in place of each wrong gap what the events tell; say which, and of which the row was another by then."""
+    said = []
+    for ticker, channel, stored, told in wrong:
+        right = None if told is None else (told.start_us, told.end_us, told.cause, told.version, min(told.filled, default=None))
+        done = await replace_gap(pool, ticker, channel, stored, right)
+        said.append(f"{ticker}, {channel}: {(told or 'taken away') if done else 'its row has changed meanwhile, and was left'}")
     return said
 
 

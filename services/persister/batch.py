@@ -24,7 +24,7 @@ LIFECYCLE_COLUMNS: Final = ("market_id", "event_type", "recv_us", "clock_us", "b
 
 _MANY, _NEVER = 1 << 32, 1 << 62
 _KEY: Final = attrgetter("market_id", "version")
-_LATEST_US: Final = 1_000 * coverage.HOUR_US
+LATEST_US: Final = 1_000 * coverage.HOUR_US
 """Of a gap that is longer, the hours before are measured anew when something else is told of them; what is served is true."""
 
 Ids = Mapping[str, int]
@@ -182,14 +182,14 @@ class Batch:
         trades = [gap for gap in self.gap_rows.values() if gap.channel == events.TRADES]
         spans += [(gap.ticker, gap.start_us, gap.end_us or max(gap.start_us, self.last_effective_us)) for gap in trades]
         for ticker, start_us, end_us in spans:
-            found.update((ticker, each) for each in coverage.touched(max(start_us, end_us - _LATEST_US), end_us))
+            found.update((ticker, each) for each in coverage.touched(max(start_us, end_us - LATEST_US), end_us))
         return found
 
     def days(self) -> set[int]:
         """Return the beginnings of the days before its last that a gap lies in which has ended: what is said of them changes."""
         day = partitions.DAY_US
         ended = (
-            (max(gap.start_us, gap.end_us - _LATEST_US), gap.end_us) for gap in self.gap_rows.values() if gap.end_us is not None
+            (max(gap.start_us, gap.end_us - LATEST_US), gap.end_us) for gap in self.gap_rows.values() if gap.end_us is not None
         )
         return {each for start_us, end_us in ended for each in range(start_us - start_us % day, end_us - end_us % day, day)}
 

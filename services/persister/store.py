@@ -13,7 +13,7 @@ import structlog
 from kalshibook_core.postgres import levels, partitions, runs, trades
 from kalshibook_core.postgres.pool import UNREACHABLE
 from kalshibook_core.runtime import logs
-from kalshibook_core.wire.coverage import HOUR_US
+from kalshibook_core.wire.coverage import HOUR_US, touched
 from kalshibook_core.wire.events import EVENT, SERIES, TRADES, Checkpoint
 from services.persister import batch as batches
 from services.persister.batch import Batch, Row, Source
@@ -27,6 +27,9 @@ RETRYABLE: Final = (
     asyncpg.OperatorInterventionError,
 )
 """What another attempt may cure: the transaction did not commit, or it is not known whether it did."""
+
+GapFields = tuple[int, int | None, str, int, int | None]
+"""start_us, end_us, cause, opened_version (of trades it is found anew) and filled_us of a row of gaps."""
 
 _log = structlog.get_logger()
 
@@ -143,6 +146,17 @@ LEFT JOIN LATERAL (
     ORDER BY opened_version DESC LIMIT 1
 ) last ON true
 ON CONFLICT (market_id, channel, start_us, opened_version) DO UPDATE SET end_us = excluded.end_us, cause = excluded.cause"""
+
+_TAKE_GAP: Final = """
+DELETE FROM gaps WHERE market_id = $1 AND channel = $2 AND start_us = $3 AND end_us IS NOT DISTINCT FROM $4 AND cause = $5
+AND opened_version = $6 AND filled_us IS NOT DISTINCT FROM $7"""
+
+_NEXT_GAP: Final = """
+SELECT coalesce(max(opened_version) + 1, 0) FROM gaps WHERE market_id = $1 AND channel = $2 AND start_us = $3"""
+
+_PUT_GAP: Final = """
+INSERT INTO gaps (market_id, channel, start_us, end_us, cause, opened_version, filled_us, filled_from)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT DO NOTHING"""
 
 _FILL: Final = """
 UPDATE gaps SET filled_us = told.at_us, filled_from = 'rest'
@@ -282,6 +296,35 @@ async def replace_checkpoint(pool: Any, ticker: str, version: int, right: Checkp
                 levels.pack(right.yes, right.no),
             )  # fmt: skip
             await connection.execute(_CHECKPOINTS, *([each] for each in row))
+
+
+async def replace_gap(pool: Any, ticker: str, channel: str, wrong: GapFields | None, right: GapFields | None) -> bool:
+    """Put the right gap in place of one that is found wrong; either may be None. Return False if it is not there as it was found.
+
+    In one transaction, as `Store.write` does: the hours that either touches are due for measuring, their days for judging.
+    """
+    async with pool.acquire() as connection, connection.transaction():
+        await connection.execute("SELECT pg_advisory_xact_lock_shared($1)", FENCE)
+        market_id = await connection.fetchval("SELECT id FROM markets WHERE ticker = $1", ticker)
+        if wrong is not None and await connection.execute(_TAKE_GAP, market_id, channel, *wrong) != "DELETE 1":
+            return False
+        if right is not None:
+            start_us, end_us, cause, version, filled_us = right
+            if channel == TRADES:
+                version = await connection.fetchval(_NEXT_GAP, market_id, channel, start_us)
+            done = await connection.execute(
+                _PUT_GAP, market_id, channel, start_us, end_us, cause, version, filled_us, None if filled_us is None else "rest"
+            )
+            if done != "INSERT 0 1":
+                raise BrokenStream(f"{ticker}: another gap of {channel} from {start_us} came meanwhile; nothing was changed")
+        last_us = await connection.fetchval("SELECT max(hour_us) FROM coverage_closed") or 0
+        hours = set[int]()
+        for start_us, end_us, *_ in (gap for gap in (wrong, right) if gap is not None):
+            until_us = max(start_us, last_us if end_us is None else end_us)
+            hours.update(touched(max(start_us, until_us - batches.LATEST_US), until_us))
+        await connection.execute(_DUE, [market_id] * len(hours), sorted(hours))
+        await connection.execute(MARK_DAYS, sorted({hour_us - hour_us % partitions.DAY_US for hour_us in hours}))
+    return True
 
 
 async def _advance(connection: Any, moved: Mapping[Source, int], expected: Mapping[Source, int]) -> None:

@@ -23,6 +23,7 @@ from kalshibook_core.kafka import topics
 from kalshibook_core.orderbook import Book
 from kalshibook_core.postgres import pool
 from kalshibook_core.wire import codec
+from kalshibook_core.wire.coverage import HOUR_US
 from kalshibook_core.wire.events import BookDelta, BookSnapshot, Checkpoint, Gap, RawFrame
 from kalshibook_tools.cli.command import kb
 from kalshibook_tools.verify import copies, truth
@@ -37,15 +38,18 @@ from tests.support.archive import DAY_US, everything, records
 pytestmark = pytest.mark.stack
 
 Log = dict[str, list[Record]]
+HURTS = copies.Hurts()
 CANONICAL = (topics.BOOK.name, topics.TRADES.name, topics.TICKERS.name, topics.LIFECYCLE.name)
 
 
-def log(events: int, change: Callable[[int, RawFrame], RawFrame] = lambda _, raw: raw, pace: int = 1) -> Log:
+def log(
+    events: int, change: Callable[[int, RawFrame], RawFrame] = lambda _, raw: raw, pace: int = 1, hurts: copies.Hurts = HURTS
+) -> Log:
     """Return what the topics of a partition hold: hurt copies of a truth, and what the deduplicator makes of them.
 
     Every fortieth record is one of the ticker or the lifecycle channel besides.
     """
-    told = copies.publish(truth.generate(events, 5, pace=pace), ["g1", "g2"], 5, copies.Hurts())
+    told = copies.publish(truth.generate(events, 5, pace=pace), ["g1", "g2"], 5, hurts)
     frames: list[RawFrame] = []
     for n, each in enumerate(told):
         frames.append(change(n, each.raw))
@@ -285,6 +289,77 @@ async def test_what_is_damaged_is_made_again_from_the_raw_rows_or_refused(databa
     refused = await verify(place, database, "--repair")
     assert refused.exit_code == 1 and "cannot be made again, nothing was changed: raw/" in refused.stderr
     assert not list((place / "quarantine").glob("raw/**/*.parquet"))
+
+
+async def test_gaps_that_the_table_has_otherwise_are_found_and_put_right(database, tmp_path: Path):
+    written, place = log(1_500, pace=2_000, hurts=copies.Hurts(drop=8_000, all_cut=8_000)), tmp_path / "archive"
+    await asyncio.to_thread(write, place, written)
+    middle = written[topics.RAW.name][len(written[topics.RAW.name]) // 2].offset
+    before = {topic: [each for each in of if raw_offset(each) < middle] for topic, of in written.items()}
+    await store(database, before)
+    late = await verify(place, database)  # the table has yet to get much of it, and says so by its offsets
+    assert late.exit_code == 0 and figure(late, "has yet to get something") > 5, late.output
+    await store(database, {topic: of[len(before[topic]) :] for topic, of in written.items()})
+    await asyncio.to_thread(write, tmp_path / "early", before)
+    early = await verify(tmp_path / "early", database)  # it has more than this archive
+    assert early.exit_code == 0 and figure(early, "has yet to get something") > 5, early.output
+    sound = await verify(place, database)
+    assert sound.exit_code == 0, sound.output
+
+    connection = await asyncpg.connect(database)
+    rows = "SELECT * FROM gaps ORDER BY market_id, channel, start_us, opened_version"
+    right = await connection.fetch(rows)
+    assert figure(sound, "gaps that the database has") == len(right) > 20
+    await connection.execute("INSERT INTO coverage_closed VALUES ($1, 1)", 1 << 50)
+    await connection.execute("DELETE FROM coverage_due")
+    hurt_rows = []
+    told = ("not in the table", "cause='clock_step'", "end_us=7", "end_us=None", "no event tells of", "filled at 5")
+    for channel in ("orderbook_delta", "trade"):
+        some = [row for row in right if row["channel"] == channel and row["end_us"] is not None]
+        for row, change in zip(
+            some,
+            (
+                "DELETE FROM gaps",
+                "UPDATE gaps SET cause = 'clock_step'",
+                "UPDATE gaps SET end_us = 7",
+                "UPDATE gaps SET end_us = NULL",
+                "UPDATE gaps SET start_us = start_us - 1",
+                "UPDATE gaps SET filled_us = 5, filled_from = 'rest'",
+            ),
+            strict=False,
+        ):
+            where = "WHERE market_id = $1 AND channel = $2 AND start_us = $3 AND opened_version = $4"
+            names = ("market_id", "channel", "start_us", "opened_version")
+            hurt_rows.append(row)
+            assert await connection.execute(f"{change} {where}", *(row[name] for name in names)) in ("UPDATE 1", "DELETE 1")
+    found = await verify(place, database, "--json")
+    report = orjson.loads(found.stdout)
+    assert (found.exit_code, report["first_class"], report["counts"]["gaps"]) == (1, "gaps", 14), found.output
+    for channel in ("orderbook_delta", "trade"):
+        lines = [line for line in report["differences"] if f", {channel}: " in line]
+        assert all(any(each in line for line in lines) for each in told), lines
+    far = truth.rfc3339(right[-1]["start_us"] + 10 * DAY_US)
+    assert (await verify(place, database, "--from", far, "--market", "KXTRUTH-5-0.5")).exit_code == 0
+    repaired = await verify(place, database, "--repair")
+    assert repaired.exit_code == 0, repaired.output
+    assert await connection.fetch(rows) == right
+    due = {tuple(row) for row in await connection.fetch("SELECT market_id, hour_us FROM coverage_due")}
+    assert {(row["market_id"], row["start_us"] - row["start_us"] % HOUR_US) for row in hurt_rows} <= due
+
+    await connection.execute("INSERT INTO markets (ticker, updated_us) VALUES ('KXNOBODY-1', 0)")
+    one = "ctid = (SELECT ctid FROM gaps LIMIT 1)"
+    await connection.execute(f"UPDATE gaps SET market_id = (SELECT max(id) FROM markets) WHERE {one}")
+    nobody = await verify(place, database, "--repair")
+    assert nobody.exit_code == 1 and "markets that the archive has not" in nobody.stderr
+    await connection.execute("DELETE FROM trades")
+    refused = await verify(place, database, "--repair")
+    assert refused.exit_code == 1 and "nothing was changed: its rows are made by the persister alone" in refused.stderr
+    await connection.close()
+
+
+def raw_offset(record: Record) -> int:
+    event = codec.decode(record.value)
+    return record.offset if isinstance(event, RawFrame) else getattr(event, "raw_offset", -1)
 
 
 def said(place: Path, topic: str) -> dict[str, list]:
