@@ -1,12 +1,15 @@
 """Structured logs on standard error: one event name and its fields per line, JSON unless a person is looking.
 
 Promises: keys, signatures and payloads are the caller's to leave out; what libraries log through `logging` takes the
-same form, and each kind of theirs is told once a minute, but for what carries a traceback.
+same form, and each kind of theirs is told once a minute, but for what carries a traceback. A
+line that cannot be written, since the disk is full, ends nothing.
 """
 
+import io
 import logging
 import sys
-from typing import Any, Final, TextIO
+from contextlib import suppress
+from typing import Any, Final, TextIO, cast
 
 import structlog
 
@@ -18,7 +21,7 @@ _MAX_KINDS: Final = 1024
 
 def configure(service: str, level: str = "info", stream: TextIO | None = None) -> None:
     """Send every log line of this process to `stream` (standard error), each carrying the service's name."""
-    out = stream or sys.stderr
+    out = cast(TextIO, _Calm(stream or sys.stderr))
     number = logging.getLevelNamesMapping()[level.upper()]
     before: list[Any] = [
         structlog.contextvars.merge_contextvars,
@@ -47,6 +50,25 @@ def configure(service: str, level: str = "info", stream: TextIO | None = None) -
     root = logging.getLogger()
     root.handlers[:] = [foreign]
     root.setLevel(max(number, logging.WARNING) if number > logging.DEBUG else number)
+
+
+class _Calm(io.TextIOBase):
+    """A stream whose disk may be full: what it does not take now it takes later, as far as its buffer holds it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._stream.flush()
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
 
 
 class Limiter:

@@ -346,7 +346,11 @@ class Gatherer:
                 families = dict(self._families.since_s) if self._families is not None else {}
                 self._extent = Extent(self._settings.rest_url, self._settings.statuses, since_s, took, families)
                 if self._settings.registry is not None:
-                    await catalogue.save(self._settings.registry, self._extent, self.registry, self._outbox.safe)
+                    try:
+                        await catalogue.save(self._settings.registry, self._extent, self.registry, self._outbox.safe)
+                    except OSError as error:
+                        if logs.once_a_minute("registry_not_saved"):
+                            _log.error("registry_not_saved", why=str(error), do="make room; a restart would ask for more")
             self._asked.set()
             if not self._synced:
                 gc.freeze()  # else the collector walks over a million markets again and again, 60 ms each time

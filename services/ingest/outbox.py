@@ -11,6 +11,7 @@ It waits SETTLE_SECONDS first, since the broker may still have a dead process's 
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
@@ -75,6 +76,7 @@ class Outbox:
         self._looked = asyncio.Event()
         self._closing = asyncio.Event()
         self._refusal: KafkaFault | None = None
+        self._refused = False  # the disk did not take the note that spooling begins with
         self._left = False
         self._name = gatherer.encode()
         self._silent = 0.0  # seconds without an acknowledgement in which one could have been heard
@@ -223,7 +225,8 @@ class Outbox:
         if spool is not None and self._recovered:
             await self._find_delivered(spool)
         if spool is not None and not spool.empty and spool.floor == {}:
-            spool.remember(dict(enumerate(self._next_offset)))
+            while not self._noted(lambda: spool.remember(dict(enumerate(self._next_offset)))):  # noqa: ASYNC110  (a disk tells nobody)
+                await asyncio.sleep(RETRY_SECONDS)
         self._producer = producer
         self._direct = spool is None or spool.empty
         self._looked.set()
@@ -254,6 +257,7 @@ class Outbox:
             # Time in which this process was busy with something else says nothing about the broker.
             self._silent = self._silent + min(now - before, 2 * TICK_SECONDS) if producer.buffered else 0.0
             answering = self._silent < STALL_SECONDS
+            self._refused = self._refused and not answering
             if self._spool is not None:
                 if self._direct and not answering:
                     self._spill()
@@ -318,7 +322,7 @@ class Outbox:
     def _look_at_room(self) -> None:
         held, bound, blocked = self.buffered, self._buffer_bytes, False
         if self._spool is not None and self._settings is not None:
-            held, bound, blocked = self._spool.size, self._settings.limit_bytes, self._spool.blocked
+            held, bound, blocked = self._spool.size, self._settings.limit_bytes, self._spool.blocked or self._refused
         if held > bound or blocked:
             self.full = True
         elif held <= bound // 2:
@@ -330,16 +334,20 @@ class Outbox:
         1. The offsets are noted that these records can only stand behind. A crash here: the spool is empty.
         2. They are written. A crash here: as many of them as were written are found or delivered by the next life, the others
            were only in memory, like every record of a process that is killed.
+
+        Where a full disk does not take the note, records stay in memory, no more are captured, and it is tried again.
         """
         spool = self._spool
         if not self._direct or spool is None:
+            return
+        self._refused = spool.empty and not self._noted(lambda: spool.remember(dict(enumerate(self._next_offset))))
+        if self._refused:
+            self.full = True
             return
         self._direct = False
         held = sum(record is not None for lane in self._unacked for record in lane)
         if logs.once_a_minute("broker_stalls"):
             _log.warning("broker_stalls", buffered=self.buffered, spooling=held, folder=str(self._folder))
-        if spool.empty:
-            spool.remember(dict(enumerate(self._next_offset)))
         for partition, lane in enumerate(self._unacked):
             for record in lane:
                 if record is not None:
@@ -389,5 +397,16 @@ class Outbox:
             segment, added, floor = self._given_up[0]
             if any(acked < goal for acked, goal in zip(self._acked, added, strict=True)):
                 return
+            if not self._noted(lambda segment=segment, floor=floor: spool.delete(segment, floor)):  # type: ignore[misc]
+                return
             self._given_up.popleft()
-            spool.delete(segment, floor)
+
+    def _noted(self, note: Callable[[], None]) -> bool:
+        """Return whether the spool could note something; a full disk refuses it, and it is to be tried again."""
+        try:
+            note()
+        except OSError as error:
+            if logs.once_a_minute("spool_note_failed"):
+                _log.error("spool_note_failed", why=str(error), folder=str(self._folder), do="make room; it is tried again")
+            return False
+        return True

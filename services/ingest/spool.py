@@ -163,10 +163,13 @@ class Spool:
         path = self._folder / segment.name
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, 0o600)
         header = segments.pack_header(self._written_chain)
-        if os.write(descriptor, header) != len(header):
+        try:
+            if os.write(descriptor, header) != len(header):
+                raise OSError(f"no room for {segment.name}")
+        except OSError:
             os.close(descriptor)
-            path.unlink()
-            raise OSError(f"no room for {segment.name}")
+            path.unlink()  # or the next try would find it there
+            raise
         self._file = descriptor
         self._number += 1
         self._segments.append(segment)
@@ -255,7 +258,7 @@ class Spool:
     # Giving up what the broker has.
 
     def remember(self, floor: Floor) -> None:
-        """Note the floor of all that is here and will be appended; empty: nothing of it was handed on yet."""
+        """Note the floor of all that is here and will be appended; empty: nothing of it was handed on yet. Raises as `delete`."""
         self._note(self._segments[0] if self._segments else Segment(self._life, self._number), floor)
 
     def delete(self, last: Segment, floor: Floor) -> None:
@@ -263,11 +266,13 @@ class Spool:
 
         1. The floor is noted with the first segment it is for. A crash before: all segments are there, with the floor they had.
         2. The segments are deleted. A crash before: the next life deletes them, by the note.
+
+        Raises OSError where a full disk does not take the note: then nothing has changed.
         """
+        self._note(next((segment for segment in self._segments if segment > last), Segment(self._life, self._number)), floor)
         if last == self._segments[-1] and self._file is not None:
             os.close(self._file)
             self._file = None
-        self._note(next((segment for segment in self._segments if segment > last), Segment(self._life, self._number)), floor)
         while self._segments and self._segments[0] <= last:
             segment = self._segments.popleft()
             self.size -= self._sizes.pop(segment)
@@ -276,7 +281,6 @@ class Spool:
             self._reading = None
 
     def _note(self, first: Segment, floor: Floor) -> None:
-        self.floor = floor
         body = json.dumps({"life": first.life, "number": first.number, "floor": floor}).encode()
         fresh = self._folder / "position.new"
         with fresh.open("wb") as file:
@@ -284,6 +288,7 @@ class Spool:
             file.flush()
             os.fsync(file.fileno())
         fresh.replace(self._folder / _POSITION)
+        self.floor = floor
 
     def _remembered(self) -> tuple[Segment, Floor | None]:
         """What was noted last; without a (whole) note nothing is known to be delivered from where on: None."""

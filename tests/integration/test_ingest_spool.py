@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import resource
 import signal
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import aclosing, asynccontextmanager
@@ -210,7 +211,9 @@ async def test_stopped_while_the_broker_is_away_it_leaves_its_breaks_for_the_nex
 
 
 async def test_a_full_spool_breaks_every_market_and_keeps_what_came_first(parts: Parts, tmp_path: Path) -> None:
-    async with scene(parts, tmp_path, KB_SPOOL_BYTES=str(1024 * 1024)) as now:
+    """Full by its bound; then by its disk, in the midst of an outage and from its beginning on. It goes on when there is room."""
+    registry = {"KB_REGISTRY": str(tmp_path / "registry"), "KB_RECONCILE_SECONDS": "1"}
+    async with scene(parts, tmp_path, KB_SPOOL_BYTES=str(1024 * 1024), **registry) as now:
         async with process(now.env) as running:
             await now.until(lambda c: c["frames_total"] > 300 and c["broker"] == "direct", "traffic")
             assert now.broker.pid is not None
@@ -218,6 +221,19 @@ async def test_a_full_spool_breaks_every_market_and_keeps_what_came_first(parts:
             await now.until(lambda c: c["spool_bytes"] > 1024 * 1024 and c["connections"] == 0, "a full spool")
             os.kill(now.broker.pid, signal.SIGCONT)
             await now.until(lambda c: c["broker"] == "direct" and c["connections"] > 1, "everything delivered, and capturing")
+            for before_the_outage in (False, True):
+                if before_the_outage:
+                    disk(running.pid, full=True)
+                spooled = (await now.until(lambda c: c["buffered_bytes"] < 1024 * 1024, "its counters"))["spooled_total"]
+                os.kill(now.broker.pid, signal.SIGSTOP)
+                if not before_the_outage:
+                    await now.until(lambda c, spooled=spooled: c["spooled_total"] > spooled, "frames in the spool")  # type: ignore[misc]
+                    disk(running.pid, full=True)
+                await now.until(lambda c: c["connections"] == 0, "a full disk")
+                if not before_the_outage:
+                    disk(running.pid, full=False)
+                os.kill(now.broker.pid, signal.SIGCONT)
+                await now.until(lambda c: c["broker"] == "direct" and c["connections"] > 1, "everything delivered, and capturing")
             running.send_signal(signal.SIGTERM)
             async with asyncio.timeout(20):
                 assert await running.wait() == 0
@@ -231,6 +247,12 @@ async def test_a_full_spool_breaks_every_market_and_keeps_what_came_first(parts:
             t for t in markets if len({r.generation for r in records if r.market_ticker == t}) > 1
         }
         assert all(frame["type"] for frame in (orjson.loads(r.payload) for r in records if r.kind == "FRAME"))
+
+
+def disk(pid: int, full: bool) -> None:
+    """Let no file of a process take another byte, as a full disk does."""
+    _, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (0 if full else hard, hard))
 
 
 async def test_without_a_spool_memory_is_the_bound(parts: Parts, tmp_path: Path) -> None:

@@ -1,9 +1,13 @@
 """What was spooled comes back whole and in order, or as a prefix that is told: never altered, never with a hole."""
 
 import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import structlog
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -116,6 +120,44 @@ def test_damage_costs_the_rest_of_its_life_and_no_more(tmp_path_factory: pytest.
     assert out[len(first) :] == numbered(4, 5)
     assert spool.exhausted
     spool.close()
+
+
+def test_a_full_disk_refuses_and_nothing_is_lost_or_altered(tmp_path: Path) -> None:
+    """It is full before the first segment, within one, at the turn to the next, and where it is noted what the broker has."""
+    spool, frames = Spool(tmp_path, 1, segment_bytes=300), numbered(40)
+    for number, frame in enumerate(frames):
+        spool.append(frame)
+        for room in (0, 20, 200) if number % 3 == 0 else ():
+            with structlog.testing.capture_logs(), files_of_at_most(room):
+                spool.write()
+        spool.write()
+        assert not spool.blocked and spool.written == number + 1
+    first = spool.read(64)
+    assert first is not None
+    second = spool.read(64)
+    while second is not None and second[0] == first[0]:
+        first, second = (first[0], first[1] + second[1]), spool.read(64)
+    assert second is not None
+    with files_of_at_most(0), pytest.raises(OSError):
+        spool.delete(first[0], {0: 7})
+    assert (spool.floor, len(list(tmp_path.glob("*.spool")))) == (None, len(spool._segments))
+    spool.delete(first[0], {0: 7})
+    assert [*first[1], *second[1], *read_all(spool)] == frames
+    spool.close()
+    again = Spool(tmp_path, 2)
+    assert (again.floor, read_all(again)) == ({0: 7}, frames[len(first[1]) :])
+    again.close()
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """Let no file of this process grow past so many bytes, as on a disk that is full by then."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_what_this_process_wrote_is_never_dropped_in_silence(tmp_path: Path) -> None:

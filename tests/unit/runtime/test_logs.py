@@ -41,6 +41,22 @@ def test_every_line_is_an_object_with_event_level_time_and_service(lines: io.Str
     assert ours["timestamp"].endswith("Z")
 
 
+def test_a_line_that_a_full_disk_refuses_ends_nothing_and_comes_later(
+    lines: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(lines, "flush", full)
+        structlog.get_logger().error("kept")
+        disk.setattr(lines, "write", full)
+        structlog.get_logger().error("lost")
+        logging.getLogger("library").error("lost", exc_info=ValueError())
+    structlog.get_logger().error("there is room")
+    assert [json.loads(line)["event"] for line in lines.getvalue().splitlines()] == ["kept", "there is room"]
+
+
 def test_what_a_library_repeats_is_told_once_a_minute_and_its_tracebacks_always(lines: io.StringIO) -> None:
     for number in range(3):
         logging.getLogger("library").warning("retrying partition %d", number)
