@@ -176,9 +176,12 @@ def plain_delta(frame: bytes) -> tuple[int, int, str, int, int, int, int] | None
         return None
 
 
-def plain_change(frame: bytes, ticker: bytes) -> tuple[int, int, int, int] | None:
-    """Return (side, price, delta, exchange_us) of what `plain_delta` reads, if it is of this market, else None."""
-    found = _PLAIN_DELTA(frame)
+def plain_change(frame: bytes, ticker: bytes, start: int = 0) -> tuple[int, int, int, int] | None:
+    """Return (side, price, delta, exchange_us) of what `plain_delta` reads, if it is of this market, else None.
+
+    What is before `start` is not of the frame.
+    """
+    found = _PLAIN_DELTA(frame, start)
     if found is None:
         return None
     market, price, change, side, second, fraction = found.group(3, 4, 5, 6, 7, 8)

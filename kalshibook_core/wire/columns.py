@@ -14,6 +14,7 @@ from kalshibook_core.wire import codec, events
 from kalshibook_core.wire.codec import Undecodable
 
 Longs: TypeAlias = NDArray[np.int64]
+Words: TypeAlias = NDArray[np.uint64]
 
 DELTA: Final = codec.header(events.BookDelta)
 """What a value must begin with to be read here; a delta of an older schema is `codec.decode`'s."""
@@ -29,6 +30,25 @@ _CLOSE_UP: Final = tuple(  # the seven bits of each byte to one number: pairs of
         (0x0000_0000_0FFF_FFFF, 0x0FFF_FFFF_0000_0000, 4),
     )
 )
+
+_PADDING: Final = 256
+
+
+def words(joined: bytes) -> Words:
+    """Return the eight bytes from each place on, little end first; behind the last one are zeros, as far as `_PADDING` goes."""
+    padded = joined + bytes(_PADDING)
+    return np.ndarray((len(padded) - 7,), "<u8", padded, strides=(1,))
+
+
+def sevens(word: Words) -> tuple[Words, Longs]:
+    """Return the number whose groups of seven bits begin each word, low ones first, and how many bytes it takes: at most the
+    eight that are there."""
+    stops = ~word & _TOPS
+    below = (stops & (~stops + _ONE)) - _ONE  # every bit below the first byte's top bit that is not set; all if there is none
+    value = word & below & ~_TOPS
+    for low, high, shift in _CLOSE_UP:
+        value = (value & low) | ((value & high) >> shift)
+    return value, (np.bitwise_count(below).astype(np.int64) + 1) >> 3
 
 
 class Deltas(NamedTuple):
@@ -75,8 +95,7 @@ class _Cursor:
     """Where each value is read next, all of them in step."""
 
     def __init__(self, joined: bytes, ends: Longs, sizes: Longs) -> None:
-        padded = joined + bytes(16)
-        self._words = np.ndarray((len(padded) - 7,), "<u8", padded, strides=(1,))  # the eight bytes from each place on
+        self._words = words(joined)
         self.ends = ends
         self.at = ends - sizes
         if (sizes < len(DELTA)).any() or ((self._words[self.at] & _HEADER_BITS) != _HEADER).any():
@@ -86,13 +105,8 @@ class _Cursor:
     def long(self) -> Longs:
         """Read a zig-zag varint of each (Avro specification, "Binary encoding")."""
         word = self._words[self.at]
-        stops = ~word & _TOPS
-        below = (stops & (~stops + _ONE)) - _ONE  # every bit below the first byte's top bit that is not set; all if there is none
-        value = word & below & ~_TOPS
-        for low, high, shift in _CLOSE_UP:
-            value = (value & low) | ((value & high) >> shift)
-        size = (np.bitwise_count(below).astype(np.int64) + 1) >> 3
-        if (longer := np.flatnonzero(stops == 0)).size:
+        value, size = sevens(word)
+        if (longer := np.flatnonzero(word & _TOPS == _TOPS)).size:
             rest = self._words[self.at[longer] + 8]
             ninth, tenth = rest & _BYTE, (rest >> np.uint64(8)) & _BYTE
             ten = ninth > _SEVEN_BITS

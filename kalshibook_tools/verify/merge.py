@@ -13,20 +13,27 @@ so nothing is compared by likeness: of a thousand equal deltas in one microsecon
     seen        events in a gap that a copy heard, but none whose place in the log could be known then
 """
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from itertools import islice, tee
+from typing import Final, NamedTuple
 
 from kalshibook_core.kalshi import messages
 from kalshibook_core.orderbook import Book, CorruptBook
 from kalshibook_core.orderbook.checksum import to_signed
+from kalshibook_core.wire import codec
+from kalshibook_core.wire import events as wire
 from kalshibook_core.wire.events import BOOK, LAG_US, TRADES, BookDelta, BookEvent, BookSnapshot, Cause, Gap, RawFrame, Trade
+from kalshibook_core.wire.raw import RawReader
 from kalshibook_tools.verify.copies import Told
 from kalshibook_tools.verify.truth import Event
 from services.deduplicator.alignment import MARGIN
 from services.deduplicator.market_log import LIMITS, Limits
 from services.deduplicator.partition import Partition
+
+AT_ONCE: Final = 1000
+"""Raw records that are merged together, before what came out of them is looked at."""
 
 DIFFERENCES: Final = ("lost", "extra", "wrong", "false_gaps")
 
@@ -98,15 +105,17 @@ def compare(
             market.trades.add(event.trade_id)
     result, partition, numbers = Result(), Partition(limits=limits), list[int]()
     counts, started = result.counts, set[str]()
-    for offset, (raw, number) in enumerate((each.raw, each.number) for each in told):
-        numbers.append(number)
+    given, after = tee(told)
+    pairs = zip(after, merged((one.raw for one in given), partition), strict=True)
+    for offset, (one, (raw, events)) in enumerate(pairs):
+        numbers.append(number := one.number)
         heard = markets.get(raw.market_ticker)
         if raw.kind == "START":
             started.add(raw.gatherer)
             for each in markets.values():
                 _start(each, raw.gatherer)
         ended = _hear(heard, raw, number, offset, raw.gatherer in started) if heard is not None else None
-        for made in partition.receive(raw, offset):
+        for made in events:
             if isinstance(made, BookDelta | BookSnapshot | Gap):
                 market = markets[made.market_ticker]
                 if isinstance(made, Gap) and not made.version:
@@ -137,6 +146,28 @@ def compare(
     for kind in ("corrections", "given_up", "fell_behind", "aligned"):
         counts[kind] = partition.tally[kind]
     return result
+
+
+class _Record(NamedTuple):
+    """A raw record as the deduplicator gets it."""
+
+    offset: int
+    timestamp: int
+    key: bytes
+    value: bytes
+
+
+def merged(raws: Iterable[RawFrame], partition: Partition) -> Iterator[tuple[RawFrame, list[wire.Event]]]:
+    """Yield each raw record with the events that are made of it: from their bytes and many at once, as the service takes them."""
+    reader, left, offset = RawReader(), iter(raws), 0
+    while some := list(islice(left, AT_ONCE)):
+        records = [_Record(n, 0, raw.market_ticker.encode(), codec.encode(raw)) for n, raw in enumerate(some, offset)]
+        made = defaultdict[int, list[wire.Event]](list)
+        for record, event in partition.events(records, reader, lambda _: True):
+            made[record.offset].append(event)
+        for raw in some:
+            yield raw, made[offset]
+            offset += 1
 
 
 def _hear(market: _Market, raw: RawFrame, number: int, offset: int, started: bool) -> _Run | None:

@@ -20,11 +20,13 @@ from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Sequence
 from operator import itemgetter
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
+from kalshibook_core.kalshi import messages
 from kalshibook_core.orderbook import Book, CorruptBook
 from kalshibook_core.orderbook.checksum import to_signed
 from kalshibook_core.wire.events import BOOK, LAG_US, BookDelta, BookEvent, BookSnapshot, Cause, Gap, RawFrame
+from kalshibook_core.wire.raw import Front
 from services.deduplicator.alignment import (
     MARGIN,
     WHOLE_BOOK,
@@ -43,14 +45,17 @@ ALIGNED, SEEKING, BROKEN = Standing.ALIGNED, Standing.SEEKING, Standing.BROKEN
 _new: Final = tuple.__new__  # `BookDelta._make` without counting the fields
 
 
+Fields: TypeAlias = tuple[int, int, int, int, int, int, int, int, int, Book | None]
+"""Those of `Heard`."""
+
 PAST: Final = 64
 """Ended sources that a market keeps at most, with `Limits.events` together; what does not fit is in the gap alone, if
 there is one."""
 
 
-def print_of(frame: bytes, start: int, yes_price: bool) -> int:
+def print_of(frame: bytes, start: int = 0) -> int:
     """Return a hash of a frame's content; it means something in this process only. The frame begins at `start`."""
-    return hash(frame[frame.find(_CONTENT, start) :]) ^ yes_price
+    return hash(frame[frame.find(_CONTENT, start) :])
 
 
 _CONTENT: Final = b'"msg":'
@@ -75,8 +80,8 @@ class MarketLog:
 
     __slots__ = (
         "_begun_us", "_cause", "_leader", "_lives", "_offset", "_raw", "_tell", "_trim_at", "_vouched_us", "book", "effective_us",
-        "ended", "gap_cause", "gap_start_us", "limits", "made", "past", "quiet", "sources", "tally", "ticker", "version",
-        "window",
+        "ended", "gap_cause", "gap_start_us", "grid", "key", "limits", "made", "past", "quiet", "sources", "tally", "ticker",
+        "version", "window",
     )  # fmt: skip
 
     def __init__(
@@ -93,6 +98,7 @@ class MarketLog:
         `tell(kind, ticker, why)` does both.
         """
         self.ticker, self.tally, self.limits = ticker, tally, limits
+        self.key = ticker.encode()
         self._lives, self._tell = lives, tell
         self.book = Book()
         self.version = 0
@@ -100,6 +106,7 @@ class MarketLog:
         self.gap_start_us: int | None = None
         self.gap_cause: str | None = None
         self.ended = False
+        self.grid: frozenset[int] | None = None  # the prices that a level may have, as yes prices
         self.sources: dict[tuple[str, int], Source] = {}  # by gatherer and connection
         self.past: list[Source] = []  # that ended ahead of the log, which may still come to what they heard
         self.window = Window()
@@ -131,29 +138,49 @@ class MarketLog:
 
     # What the raw topic says. Each returns the events it makes.
 
-    def confirms(
-        self, where: tuple[str, int], generation: int, sid: int, seq: int, yes_price: bool, frame: bytes, start: int
-    ) -> bool:
-        """Return whether a book frame is what its source had to deliver next; if so, that is all.
+    def usual(
+        self, front: Front, seq: int, recv_us: int, clock_us: int, frame: bytes, start: int, offset: int
+    ) -> Sequence[BookDelta] | None:
+        """Take a book frame, no NO price of which is turned, if it is what its source had to deliver next and nothing hangs on
+        it but that: a delta that the log has already, or its next event. Return None, having done nothing, if it is not.
 
-        `where` are gatherer and connection; the frame begins at `start`.
+        The frame begins at `start`. The rest is for `delta` and `snapshot`, which do of these what is done here.
         """
-        source = self.sources.get(where)
-        if source is None or source.standing is not ALIGNED:
-            return False
-        window, at, life = self.window, source.at + 1, source.life
-        if at > window.head or source.sid != sid or seq <= source.seq or life.generation != generation:
-            return False
-        index = at - window.first
-        if window.prints[index] != hash(frame[frame.find(_CONTENT, start) :]) ^ yes_price:
-            return False
-        source.seq, source.at = seq, at
-        exchange_us, gatherer = window.times[index], life.gatherer
+        source = self.sources.get(front.where)
+        if source is None or source.standing is not ALIGNED or source.sid != front.sid or seq <= source.seq:
+            return None
+        window, life, at = self.window, source.life, source.at + 1
+        if life.generation != front.generation:
+            return None
+        if at <= window.head:
+            index = at - window.first
+            if window.prints[index] != hash(frame[frame.find(_CONTENT, start) :]):
+                return None
+            source.seq, source.at = seq, at
+            exchange_us, gatherer = window.times[index], life.gatherer
+            if exchange_us > life.newest_us:
+                life.reach(exchange_us)
+            gatherer.confirmed += 1
+            gatherer.behind = window.head - at
+            return ()
+        several = len(self.sources) > 1
+        if at >= window.first + self._trim_at or self.past or (several and self.waits):
+            return None
+        change = messages.plain_change(frame, self.key, start)
+        if change is None:
+            return None
+        side, price, size, exchange_us = change
+        if self.grid is not None and (10_000 - price if side else price) not in self.grid:
+            return None
+        try:
+            self.book.apply(side, price, size)
+        except CorruptBook:
+            return None
+        source.seq = seq
         if exchange_us > life.newest_us:
             life.reach(exchange_us)
-        gatherer.confirmed += 1
-        gatherer.behind = window.head - at
-        return True
+        event = exchange_us, side, price, size, recv_us, clock_us, front.sid, seq, offset, None
+        return (self._write_delta(source, event, print_of(frame, start) if several else 0),)
 
     def admits(self, raw: RawFrame) -> bool:
         """Return whether imported frames may begin, or go on, with this one: where nothing is known from its time on.
@@ -391,52 +418,56 @@ class MarketLog:
         gatherer.confirmed += 1
         gatherer.behind = self.window.head - source.at
 
-    def _extend(
-        self, source: Source, event: tuple[int, int, int, int, int, int, int, int, int, Book | None], mark: int = 0
-    ) -> bool:
+    def _extend(self, source: Source, event: Fields, mark: int = 0) -> bool:
         """Write what the log's leader of the moment says next: an event as `Heard` has it. Return whether nobody waits."""
         exchange_us, side, price, change, recv_us, clock_us, sid, seq, offset, whole = event
-        window, life, book = self.window, source.life, self.book
-        before: Book | None = None
+        window, life = self.window, source.life
         if whole is None:
             try:
-                book.apply(side, price, change)
+                self.book.apply(side, price, change)
             except CorruptBook as error:
                 self._tell("corrupt_book", self.ticker, str(error))
                 source.breaks()
                 self._left(Cause.PARSE_FAILURE, self.effective_us)
                 return False
-            self.version = version = self.version + 1
-            effective_us = exchange_us or clock_us
-            if effective_us > self.effective_us:
-                self.effective_us = effective_us
-            else:
-                effective_us = self.effective_us
-            checksum = book.checksum
-            self.made.append(
-                _new(BookDelta, (
-                    self.ticker, version, effective_us, exchange_us, recv_us, side, price, change,
-                    checksum - 0x1_0000_0000_0000_0000 if checksum >> 63 else checksum,
-                    *life.where, life.generation, sid, seq, offset,
-                ))
-            )  # fmt: skip
+            self.made.append(self._write_delta(source, event, mark))
         else:
-            before, self.book = book, whole
+            before, self.book = self.book, whole
             self.effective_us = max(self.effective_us, clock_us)
             self.version += 1
-            checksum = whole.checksum
             self._write_snapshot(life, (recv_us, sid, seq, offset), None, None)
-        content = exchange_us, side, price, change
-        window.append(content, checksum, offset, mark, before)
-        source.at = head = window.head
-        life.gatherer.led += 1
-        self._leader = life.where
+            window.append((exchange_us, side, price, change), whole.checksum, offset, mark, before)
+            self._led(source)
+        head = window.head
         if head - window.first >= self._trim_at:
             self._trim()
         if self.past or (len(self.sources) > 1 and self.waits):
-            self._wake(content)
+            self._wake((exchange_us, side, price, change))
             return False
         return True
+
+    def _write_delta(self, source: Source, event: Fields, mark: int) -> BookDelta:
+        """Write a delta that the book has taken, as what its source led with."""
+        exchange_us, side, price, change, recv_us, clock_us, sid, seq, offset, _ = event
+        window, life, checksum = self.window, source.life, self.book.checksum
+        self.version = version = self.version + 1
+        effective_us = exchange_us or clock_us
+        if effective_us > self.effective_us:
+            self.effective_us = effective_us
+        else:
+            effective_us = self.effective_us
+        window.append((exchange_us, side, price, change), checksum, offset, mark, None)
+        self._led(source)
+        return _new(BookDelta, (
+            self.ticker, version, effective_us, exchange_us, recv_us, side, price, change,
+            checksum - 0x1_0000_0000_0000_0000 if checksum >> 63 else checksum,
+            *life.where, life.generation, sid, seq, offset,
+        ))  # fmt: skip
+
+    def _led(self, source: Source) -> None:
+        source.at = self.window.head
+        source.life.gatherer.led += 1
+        self._leader = source.life.where
 
     def _wake(self, content: Content) -> None:
         """The log has a new event: perhaps one that a source ahead of it was waiting for."""

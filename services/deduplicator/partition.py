@@ -7,14 +7,16 @@ from there, doing again what came after. Price grids and counters are not saved;
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import starmap
 from typing import Any, Final
 
 import orjson
 
+from kalshibook_core.kafka.records import Record
 from kalshibook_core.kalshi import messages
 from kalshibook_core.orderbook import Book, CorruptBook
+from kalshibook_core.wire import codec
 from kalshibook_core.wire.events import (
     AUDIT,
     BOOK,
@@ -34,7 +36,7 @@ from kalshibook_core.wire.events import (
     Ticker,
     Trade,
 )
-from kalshibook_core.wire.raw import Peek
+from kalshibook_core.wire.raw import TIMES, RawReader
 from services.deduplicator import definitions
 from services.deduplicator.alignment import Life, Lives
 from services.deduplicator.market_log import LIMITS, Limits, MarketLog, print_of
@@ -57,13 +59,12 @@ connections."""
 class Market:
     """Everything known of one market."""
 
-    __slots__ = ("book", "grid", "key", "lifecycle", "rest", "ticker_us", "tickers", "trades")
+    __slots__ = ("book", "lifecycle", "rest", "ticker_us", "tickers", "trades")
 
     def __init__(
         self, ticker: str, tally: Counter[str], lives: Lives, limits: Limits, tell: Callable[[str, str, str], None]
     ) -> None:
         """Make a market nothing is known of."""
-        self.key = ticker.encode()
         self.book = MarketLog(ticker, tally, lives, limits, tell)
         self.trades = TradeLog(ticker, tally, lives)
         self.lifecycle = definitions.Occurrences(
@@ -72,7 +73,6 @@ class Market:
         self.rest = definitions.Sequence()
         self.ticker_us = 0  # the exchange time of the last ticker,
         self.tickers: list[messages.Ticker] = []  # and those that have it
-        self.grid: definitions.Grid | None = None
 
     def memory(self, offset: int, lives: Lives | None) -> MarketMemory:
         """Return all of it as of the raw record at `offset`, and with it `lives` if they are to be remembered here."""
@@ -124,34 +124,47 @@ class Partition:
             **dict.fromkeys(messages.LIFECYCLE_TYPES, self._lifecycle),
         }
 
-    def receive(self, raw: RawFrame, offset: int, told: bool = False) -> Sequence[Event]:
-        """Return the events that the raw record at `offset` makes, in order. Never raises for what a record holds.
+    def events(
+        self, records: Sequence[Record], reader: RawReader, ours: Callable[[bytes], bool]
+    ) -> Iterator[tuple[Record, Event]]:
+        """Yield the events that raw records make, in order, each with its record. Never raises for what a record holds.
 
-        `told`: that `confirms` is not true of it is known.
+        `ours` says whether a key is of this partition. Nearly all records are deltas that come as they should: these the log
+        takes at a glance, and does what `receive` would.
         """
-        made = self._receive(raw, offset, told)
+        values = [record.value or b"" for record in records]
+        logs, gatherers, changed = self._logs, self.gatherers, self.changed
+        for record, value, found in zip(records, values, reader.peek(values), strict=True):
+            front, seq, yes_price, recv_us, clock_us, ticker, start = found
+            key, offset = record.key, record.offset
+            log, known = logs.get(key), False
+            if log is not None and front is not None and value[ticker : start - TIMES] == key:
+                known = True
+                if front.of_book and not yes_price and offset % REVIEW:
+                    made = log.usual(front, seq, recv_us, clock_us, value, start, offset)
+                    if made is not None:
+                        gatherers[front.counted] += 1
+                        changed.add(log.ticker)
+                        for delta in made:
+                            yield record, delta
+                        continue
+            try:
+                raw = reader.read(value, found)
+            except codec.Undecodable as error:
+                self._foreign(record, str(error))
+                continue
+            if not known and (key != raw.market_ticker.encode() or not ours(key)):
+                self._foreign(record, "not a RawFrame under its own key in its own partition")
+                continue
+            for event in self.receive(raw, offset):
+                yield record, event
+
+    def receive(self, raw: RawFrame, offset: int) -> Sequence[Event]:
+        """Return the events that the raw record at `offset` makes, in order. Never raises for what a record holds."""
+        made = self._receive(raw, offset)
         if not offset % REVIEW and self._waiting:
             made = [*made, *self._review(raw, offset)]
         return made
-
-    def confirms(self, found: Peek, value: bytes, offset: int) -> bool:
-        """Return whether the raw record at `offset` is what its source had to deliver next; if so, it makes no events.
-
-        What a source that lags delivers, the log has already: known by the bytes of its content, without reading the rest.
-        """
-        (_, where, generation, sid, of_book, counted), seq, yes_price, ticker, _, start = found
-        log = self._logs.get(ticker)
-        if log is None or len(log.sources) < 2 or not of_book or not offset % REVIEW:
-            return False
-        if not log.confirms(where, generation, sid, seq, yes_price, value, start):
-            return False
-        self.gatherers[counted] += 1
-        self.changed.add(log.ticker)
-        return True
-
-    def knows(self, key: bytes) -> bool:
-        """Return whether a market of this key was seen."""
-        return key in self._logs
 
     @property
     def waiting(self) -> int:
@@ -202,26 +215,24 @@ class Partition:
         found = self.markets.get(ticker)
         if found is None:
             found = self.markets[ticker] = Market(ticker, self.tally, self.lives, self.limits, self._tell)
-            self._logs[found.key] = found.book
+            self._logs[found.book.key] = found.book
         return found
 
-    def _receive(self, raw: RawFrame, offset: int, told: bool) -> Sequence[Event]:
+    def _receive(self, raw: RawFrame, offset: int) -> Sequence[Event]:
         kind, ticker = raw[0], raw[8]
         self.gatherers[raw[1], kind] += 1
         self.changed.add(ticker)
         if kind == FRAME:
             payload, mark = raw[12], 0
-            if raw[4] == BOOK:
+            if raw[4] == BOOK and not raw[7]:
                 market = self.markets.get(ticker)
                 if market is not None:
-                    if len(market.book.sources) > 1:
-                        # What a source that lags delivers, the log has already: known by its content, without parsing.
-                        if not told and market.book.confirms(raw[1:3], raw[3], raw[5], raw[6], raw[7], payload, 0):
-                            return ()
-                        mark = print_of(payload, 0, raw[7])
-                    change = None if raw[7] else messages.plain_change(payload, market.key)
+                    log = market.book
+                    if len(log.sources) > 1:
+                        mark = print_of(payload)
+                    change = messages.plain_change(payload, log.key)
                     if change is not None:
-                        return self._delta(market, raw, offset, change, mark)
+                        return self._delta(log, raw, offset, change, mark)
             try:
                 message = messages.envelope(payload)
             except messages.MalformedFrame as error:
@@ -258,11 +269,11 @@ class Partition:
         market = self.markets.get(raw[8])
         if market is None:
             market = self.market(raw[8])
-        log, grid = market.book, market.grid
+        log = market.book
         try:
             content = messages.parse_book(message, raw[7])
             if isinstance(content, messages.Delta):
-                return self._delta(market, raw, offset, content, mark)
+                return self._delta(log, raw, offset, content, mark)
             book = Book(content.yes, content.no)
         except messages.UnparsableFrame as error:
             self._notice("unparsable_book", raw, error.why)
@@ -270,8 +281,8 @@ class Partition:
         except CorruptBook as error:
             self._notice("corrupt_book", raw, str(error))
             return self._waited(log, log.unreadable(raw, offset, 0))
-        if grid is not None and not (
-            grid.issuperset(book.sides[0]) and grid.issuperset(10_000 - price for price in book.sides[1])
+        if log.grid is not None and not (
+            log.grid.issuperset(book.sides[0]) and log.grid.issuperset(10_000 - price for price in book.sides[1])
         ):
             self._notice("off_grid", raw, "a level of a snapshot")
         if raw[1].startswith(IMPORTED) and not log.admits(raw):
@@ -279,11 +290,10 @@ class Partition:
             return []
         return self._waited(log, log.snapshot(raw, offset, book, message.id > 0))
 
-    def _delta(self, market: Market, raw: RawFrame, offset: int, delta: tuple[int, int, int, int], mark: int) -> Sequence[Event]:
-        log, grid = market.book, market.grid
-        if grid is not None:
+    def _delta(self, log: MarketLog, raw: RawFrame, offset: int, delta: tuple[int, int, int, int], mark: int) -> Sequence[Event]:
+        if log.grid is not None:
             side, price, _, _ = delta
-            if (10_000 - price if side else price) not in grid:
+            if (10_000 - price if side else price) not in log.grid:
                 self._notice("off_grid", raw, f"price {price} of side {side}")
         made = log.delta(raw, offset, delta, mark)
         return made if log.quiet else self._waited(log, made)
@@ -385,7 +395,7 @@ class Partition:
         self, raw: RawFrame, offset: int, event_type: str, body: bytes, definition: dict[str, object]
     ) -> Sequence[Event]:
         market = self.market(raw.market_ticker)
-        market.grid = definitions.grid(definition) or market.grid
+        market.book.grid = definitions.grid(definition) or market.book.grid
         event = Lifecycle(raw.market_ticker, event_type, raw.recv_us, raw.clock_us, body, offset)
         if market.book.ended or not definitions.ends(definition):
             return [event]
@@ -443,6 +453,10 @@ class Partition:
     def _unreadable(self, kind: str, raw: RawFrame, error: Exception) -> Sequence[Event]:
         self._notice(kind, raw, str(error))
         return []
+
+    def _foreign(self, record: Record, why: str) -> None:
+        self.tally["foreign_records"] += 1
+        self.notices["foreign_records"] = repr(record.key)[:80], f"offset {record.offset}: {why}"
 
     def _notice(self, kind: str, raw: RawFrame, why: str) -> None:
         self._tell(kind, raw.market_ticker, why)

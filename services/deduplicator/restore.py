@@ -8,19 +8,19 @@ keeps it from writing again, so what is read here is all there is.
 """
 
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 from kalshibook_core.kafka import topics
-from kalshibook_core.kafka.cluster import Cluster
-from kalshibook_core.kafka.consumer import Consumer, TopicPartition
+from kalshibook_core.kafka.cluster import Cluster, partition_of
+from kalshibook_core.kafka.consumer import Consumer, Record, TopicPartition
 from kalshibook_core.kafka.errors import OffsetLost
 from kalshibook_core.kafka.reader import read_partition
 from kalshibook_core.kafka.topics import Topic
 from kalshibook_core.orderbook.checksum import to_signed
 from kalshibook_core.wire import codec
 from kalshibook_core.wire.events import BY_REST, BookEvent, MarketMemory, Trade
-from kalshibook_core.wire.raw import RawReader
+from kalshibook_core.wire.raw import AT_ONCE, RawReader
 from services.deduplicator.partition import Partition
 
 
@@ -43,14 +43,13 @@ async def restore(cluster: Cluster, number: int, partition: Partition, committed
     last, reached = await _last_events(cluster, number)
     until = max(await committed() or 0, reached, since)
     if until > since:
-        reader = RawReader()
+        reader, records = RawReader(), list[Record]()
         async for record in read_partition(cluster, topics.RAW, number, since or None, until):
-            try:
-                raw = reader.read(record.value or b"")
-            except codec.Undecodable:
-                continue
-            if record.key == raw.market_ticker.encode():
-                partition.receive(raw, record.offset)
+            records.append(record)
+            if len(records) == AT_ONCE:
+                _do_again(partition, records, reader, cluster, number)
+                records.clear()
+        _do_again(partition, records, reader, cluster, number)
     for ticker, event in last.items():
         log = partition.market(ticker).book
         if (log.version, to_signed(log.book.checksum)) != (event.version, event.checksum):
@@ -59,6 +58,10 @@ async def restore(cluster: Cluster, number: int, partition: Partition, committed
                 f"offset {until} make version {log.version}, checksum {to_signed(log.book.checksum)}"
             )
     return until
+
+
+def _do_again(partition: Partition, records: Sequence[Record], reader: RawReader, cluster: Cluster, number: int) -> None:
+    deque(partition.events(records, reader, lambda key: partition_of(key, cluster.partitions) == number), maxlen=0)
 
 
 async def _last_events(cluster: Cluster, number: int) -> tuple[dict[str, BookEvent], int]:

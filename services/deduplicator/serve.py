@@ -264,45 +264,25 @@ class Member:
         ours.unsaved, ours.saved_at = 0, clock.monotonic()
 
     def _receive(self, number: int, partition: Partition, producer: Producer, records: list[Record]) -> None:
-        receive, confirms, encode, tally = partition.receive, partition.confirms, codec.encode, self._tally
-        peek, read, knows, partitions = self._reader.peek, self._reader.read, partition.knows, self._cluster.partitions
-        tally["frames"] += len(records)
+        encode, partitions, deltas = codec.encode, self._cluster.partitions, 0
         made: defaultdict[Topic, list[tuple[bytes, bytes, int]]] = defaultdict(list)  # all are this partition's markets'
-        books, deltas = made[topics.BOOK], 0
-        for record in records:
-            key, value, offset = record.key, record.value or b"", record.offset
-            found = peek(value)
-            if found is not None and found[3] == key and confirms(found, value, offset):
+        books = made[topics.BOOK]
+        for record, event in partition.events(records, self._reader, lambda key: partition_of(key, partitions) == number):
+            kind = type(event)
+            if isinstance(event, BookDelta):
+                deltas += 1
+                books.append((event[0].encode(), encode(event), record.timestamp))
                 continue
-            try:
-                raw = read(value, found)
-            except codec.Undecodable as error:
-                self._foreign(partition, record, str(error))
-                continue
-            if (found is None or found[3] != key or not knows(key)) and (
-                key != raw[8].encode() or partition_of(key, partitions) != number
-            ):
-                self._foreign(partition, record, "not a RawFrame under its own key in its own partition")
-                continue
-            for event in receive(raw, offset, found is not None):
-                kind = type(event)
-                if kind is BookDelta and event[0] == raw[8]:
-                    deltas += 1
-                    books.append((key, encode(event), record.timestamp))
-                    continue
-                tally[kind.__name__] += 1
-                topic = _TOPICS.get(kind)
-                if topic is None:
-                    assert isinstance(event, Gap)
-                    topic = topics.BOOK if event.version else topics.TRADES
-                made[topic].append((event.market_ticker.encode(), encode(event), record.timestamp))  # type: ignore[union-attr]
-        tally["BookDelta"] += deltas
+            self._tally[kind.__name__] += 1
+            topic = _TOPICS.get(kind)
+            if topic is None:
+                assert isinstance(event, Gap)
+                topic = topics.BOOK if event.version else topics.TRADES
+            made[topic].append((event.market_ticker.encode(), encode(event), record.timestamp))  # type: ignore[union-attr]
+        self._tally["frames"] += len(records)
+        self._tally["BookDelta"] += deltas
         for topic, rows in made.items():
             producer.extend(topic, number, rows)
-
-    def _foreign(self, partition: Partition, record: Record, why: str) -> None:
-        self._tally["foreign_records"] += 1
-        partition.notices["foreign_records"] = (repr(record.key)[:80], f"offset {record.offset}: {why}")
 
 
 def _add(figure: dict[str, int | float], gatherer: str, value: int | float) -> None:

@@ -14,7 +14,7 @@ from kalshibook_core.archive.manifest import Entry
 from kalshibook_core.archive.tables import UNREADABLE, Row, Table
 from kalshibook_core.wire import codec
 from kalshibook_core.wire.events import BOOK, TRADES, BookDelta, Gap, RawFrame
-from kalshibook_core.wire.raw import RawReader
+from kalshibook_core.wire.raw import AT_ONCE, RawReader
 from services.persister.archive.held import Record
 
 Place = tuple[str, int, str]
@@ -77,18 +77,20 @@ def _file(commit: Commit, table: Table, place: Place, rows: Sequence[Row], follo
     return File(entry, content, told)
 
 
-def _raw(records: Iterable[Record]) -> Iterator[Row]:
-    read = RawReader().read
-    for offset, key, value in records:
-        raw: RawFrame | None
-        try:
-            raw = read(value)
-        except ValueError:
-            raw = None
-        # Times so far apart that no column holds their difference are nobody's times.
-        if raw is None or raw.market_ticker.encode() != key or abs(raw.clock_us - raw.recv_us) >> 63:
-            raw = RawFrame(UNREADABLE, "", 0, 0, "", -1, -1, False, "", 0, 0, "", value)
-        yield offset, raw
+def _raw(records: Sequence[Record]) -> Iterator[Row]:
+    reader = RawReader()
+    for begin in range(0, len(records), AT_ONCE):
+        some = records[begin : begin + AT_ONCE]
+        for (offset, key, value), found in zip(some, reader.peek([value for _, _, value in some]), strict=True):
+            raw: RawFrame | None
+            try:
+                raw = reader.read(value, found)
+            except ValueError:
+                raw = None
+            # Times so far apart that no column holds their difference are nobody's times.
+            if raw is None or raw.market_ticker.encode() != key or abs(raw.clock_us - raw.recv_us) >> 63:
+                raw = RawFrame(UNREADABLE, "", 0, 0, "", -1, -1, False, "", 0, 0, "", value)
+            yield offset, raw
 
 
 def _canonical(table: Table, records: Iterable[Record]) -> Iterator[Row]:

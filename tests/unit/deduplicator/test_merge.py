@@ -30,6 +30,22 @@ def test_hurt_copies_make_the_true_stream(seed: int, gatherers: int, harm: int) 
     assert not result.differences, result.told
 
 
+@given(st.integers(0, 10**9), st.integers(1, 3), st.data())
+@settings(max_examples=6, deadline=None)
+def test_what_is_taken_at_a_glance_is_what_is_read_in_full(seed: int, gatherers: int, data: st.DataObject) -> None:
+    happened = truth.generate(600, seed, tickers=3)
+    hurts = copies.Hurts(1000, 1000, 1000, 1000, 500, 500, 500, 500, 300, 1000)
+    raws = [told.raw for told in copies.publish(happened, [f"g{n}" for n in range(gatherers)], seed, hurts)]
+    limits = Limits(data.draw(st.sampled_from([100, 10_000])))
+    glanced, full = Partition(limits=limits), Partition(limits=limits)
+    assert list(merge.merged(raws, glanced)) == [(raw, list(full.receive(raw, offset))) for offset, raw in enumerate(raws)]
+    assert list(glanced.memories(len(raws))) == list(full.memories(len(raws)))
+    assert (glanced.tally, glanced.gatherers, glanced.waiting) == (full.tally, full.gatherers, full.waiting)
+    for name, gatherer in full.lives.gatherers.items():
+        other = glanced.lives.gatherers[name]
+        assert (other.led, other.confirmed, other.behind) == (gatherer.led, gatherer.confirmed, gatherer.behind)
+
+
 def test_whole_copies_make_the_true_stream_without_a_gap() -> None:
     happened = truth.generate(3000, 1)
     result = merge.compare(happened, copies.publish(happened, ["g1", "g2", "g3"], 1, copies.NO_HURTS), LIMITS)

@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import orjson
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,6 +22,7 @@ from kalshibook_core.wire.events import (
     RawFrame,
     Trade,
 )
+from kalshibook_tools.verify import merge
 from services.deduplicator.partition import Partition
 from tests.unit.deduplicator.source import T0, Source
 
@@ -74,6 +76,59 @@ streams = st.lists(raws(), max_size=40)
 
 def run(stream: Sequence[RawFrame], partition: Partition, start: int = 0) -> list[list[Event]]:
     return [list(partition.receive(raw, offset)) for offset, raw in enumerate(stream[start:], start)]
+
+
+def plain(raw: RawFrame) -> RawFrame:
+    """A delta as the exchange spells it; the same kind of record, and half a second later."""
+    if not raw.payload.startswith(b'{"type":"orderbook_delta","msg"') or raw.kind != "FRAME":
+        return raw
+    message = orjson.loads(raw.payload)
+    msg = orjson.dumps(message["msg"]).replace(b'Z","ts_ms"', b'.5Z","ts_ms"')
+    frame = b'{"type":"orderbook_delta","sid":%d,"seq":%d,"msg":%b}\n' % (message["sid"], message["seq"], msg)
+    return raw._replace(payload=frame)
+
+
+@st.composite
+def nearly_usual(draw: st.DrawFn) -> list[RawFrame]:
+    """Two sources that deliver one market's deltas as they should, mostly."""
+    sources = [Source("g1", ticker="KXA"), Source("g2", ticker="KXA", generation=T0 + 1)]
+    raws = [sources[0].rest(0, price_ranges=[{"start": "0.0000", "end": "1.0000", "step": "0.5000"}])]
+    raws += [source.snapshot(S, {5000: 100}, {}) for source in sources]
+    changes, at = draw(st.lists(st.sampled_from([1, 2, 3, -1, -2]), min_size=20, max_size=20)), [0, 0]
+    for which in [0, 1, 0, 1, *draw(st.lists(st.sampled_from([0, 0, 0, 1, 1]), min_size=24, max_size=36))]:
+        if at[which] < len(changes):
+            n = at[which]
+            raw = sources[which].delta((n + 2) * S, "yes", 5000, changes[n])
+            at[which] += 1
+            match draw(st.integers(0, 40)):
+                case 0:
+                    raw = raw._replace(seq=raw.seq - draw(st.integers(1, 3)))
+                case 1:
+                    raw = raw._replace(sid=2)
+                case 2:
+                    raw = raw._replace(generation=raw.generation + draw(st.sampled_from([-1, 5])))
+                case 3:
+                    raw = sources[which].broken((n + 2) * S, "orderbook_delta")
+                case 4:
+                    raw = sources[which].snapshot((n + 2) * S, {5000: 100 + sum(changes[: n + 1])}, {}, draw(st.booleans()))
+                case 5:
+                    raw = sources[which].delta((n + 2) * S, "yes", 4800, draw(st.sampled_from([1, -1])))
+                case 6:
+                    raw = raw._replace(yes_price=True)
+                case 7:
+                    raws.append(plain(raw))
+            raws.append(plain(raw))
+    return raws
+
+
+@given(streams | nearly_usual())
+@settings(max_examples=100, deadline=None)
+def test_what_is_taken_at_a_glance_is_what_is_read_in_full(stream: list[RawFrame]) -> None:
+    raws = [plain(raw) for raw in stream]
+    glanced, full = Partition(WINDOW), Partition(WINDOW)
+    assert [events for _, events in merge.merged(raws, glanced)] == run(raws, full)
+    assert list(glanced.memories(0)) == list(full.memories(0))
+    assert glanced.tally == full.tally
 
 
 def saved_and_restored(stream: Sequence[RawFrame], cut: int, savepoints: Sequence[int]) -> Partition:
