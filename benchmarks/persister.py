@@ -1,11 +1,13 @@
 """The persister next to the bare COPY it replaces, and what a delta takes on disk: from Kafka's bytes to committed rows.
 
 The flow is 5,000 markets, of which the n-th moves 1/n as often as the first, in bursts of one to six deltas (recorded markets
-have eight to ten in a busy tenth of a second). "persister" decodes the topic's values, builds batches, moves offsets, packs and
-copies, as the service does, short of fetching. Bare is COPY alone, of rows that were made before the clock started: of one row an
-event into a table with the same key, which is what the events come to without packing; and then of the very rows that the
-persister writes, which shows what is left for Postgres to do. The worst case on disk is a delta alone of its market in its flush.
-"the service" is the process itself, reading what waits for it in Kafka.
+have eight to ten in a busy tenth of a second). "persister" decodes the topic's values, builds batches, moves offsets, looks that
+no version comes twice, packs and copies, as the service does, short of fetching.
+
+The claim's bare is a COPY of the same events, each a row of a table with the same key: what whoever does not pack has to send.
+The rows are made before its clock starts. The other bare is a COPY of the rows that the persister has packed already, an eleventh
+as many: no claim, but what Postgres alone takes of ours, so that the rest is decoding and packing. The worst case on disk is a
+delta alone of its market in its flush. "the service" is the process itself, reading what waits for it in Kafka.
 """
 
 import asyncio
@@ -96,8 +98,8 @@ async def _measure(dsn: str) -> list[Row]:
         round(_EVENTS / min(times)) for times in ([wall for wall, _ in ours], bare, bare_packed, [cpu for _, cpu in ours])
     )
     return [
-        Row.of("persister: book events into Postgres (bare: COPY, a keyed row each)", rate, "events/s", rate_bare),
-        Row.of("persister: book events into Postgres (bare: COPY, the packed rows)", rate, "events/s", rate_packed),
+        Row.of("persister: book events into Postgres (bare: COPY of the same, a keyed row each)", rate, "events/s", rate_bare),
+        Row.of("persister: book events into Postgres (bare: COPY of rows packed before)", rate, "events/s", rate_packed),
         Row("persister: book events per second of its own CPU", rate_cpu, "events/s", None, None),
         *(
             Row(f"persister: a delta on disk, index included, {name}", round(size, 1), "bytes", None, None)
