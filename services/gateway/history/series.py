@@ -108,7 +108,8 @@ def routes(store: Store, measure: Measure) -> APIRouter:
         """The best bid and ask of YES with their sizes: as they are at `from`, then each change after it and before `to`.
 
         By version, so a level that was best for no time at all is told too. The first row of the first page has the last version
-        at `from`. A gap begins with a row of state `gap`, in which nothing is known, and ends with the next row.
+        at `from`. A gap begins with a row of state `gap`, in which nothing is known, and ends with the next row; `effective_at`
+        is where the gap begins, though it may have been found out later.
         """
         from_us, to_us = span(from_, to)
         market_id, version, since = await recorded(store, ticker), 0, from_us
@@ -121,13 +122,16 @@ def routes(store: Store, measure: Measure) -> APIRouter:
             try:
                 # What is of the cursor's microsecond is walked over again: the version tells which of it was answered.
                 state, batches = await store.scan(market_id, since - (version > 0), to_us - 1)
-                found, following = await tops.changes(Walk(state), batches, version, limit)
+                gaps, walk, begun = tops.Gaps(await store.gaps_between(market_id, since - 1, to_us - 1)), Walk(state), None
+                if state is not None:
+                    begun = gaps.told(tops.Change(state.version, state.effective_us, walk.top()), 0 if version else from_us)
+                found, following = await tops.changes(walk, batches, version, limit, gaps, begun)
             except CorruptHistory as error:
                 raise corrupt(ticker, error) from error
         if state is None and not version and not found:
             await refuse_unless_recorded(ticker, market_id, to_us)
-        if state is not None and not version:
-            found.insert(0, tops.Change(state.version, state.effective_us, Walk(state).top()))
+        if begun is not None and not version:
+            found.insert(0, begun)
         request.state.rows = len(found)
         through = max(through, found[-1].effective_us - 1 if found else 0)
         quality = await measure.quality(market_id, BOOK, since, to_us if following is None else following[0], through)

@@ -62,24 +62,39 @@ async def test_candles_are_those_of_every_instant(rolls: list[int], step: int, a
         assert (candles.early[n], candles.in_gap[n]) == (early, in_gap)
 
 
-@given(ROLLS, st.integers(0, 30), st.integers(1, 5), st.integers(1, 9))
+@given(ROLLS, st.integers(0, 30), st.integers(1, 5), st.integers(1, 9), st.integers(0, 12))
 async def test_each_change_of_the_best_levels_is_told_once_whatever_the_pages(
-    rolls: list[int], after: int, limit: int, at_once: int
+    rolls: list[int], after: int, limit: int, at_once: int, early: int
 ) -> None:
     rows, books, gaps = wandering(rolls)
     from_us = rows[0].effective_us + after
     begun = [row for row in rows if row.effective_us <= from_us]
+    # Each gap begins so much before its event, as one does that corrects what a liar said.
+    spans = [(row.effective_us - early, None, "", row.version) for row, gap in zip(rows, gaps, strict=True) if gap]
+    known_gaps = tops.Gaps(reversed(spans))
 
-    wanted, last = [], (*best(books[len(begun) - 1]), not gaps[len(begun) - 1])
-    for row, book, gap in list(zip(rows, books, gaps, strict=True))[len(begun) :]:
-        if (now := (*best(book), not gap)) != last:
-            wanted.append((row.version, row.effective_us, *now))
+    def what(row: Event, book: Book, before_us: int) -> tuple[int, tuple[int, int, int, int, bool]]:
+        starts = [start for start, _, _, opened in spans if row.version <= opened and start < before_us]
+        known = not starts and not gaps[row.version - 1]
+        return min([*starts, row.effective_us]), ((*best(book), True) if known else (-1, 0, -1, 0, False))
+
+    first = what(begun[-1], books[len(begun) - 1], from_us + 1)
+    wanted, last = [], first[1]
+    for row, book in list(zip(rows, books, strict=True))[len(begun) :]:
+        since_us, now = what(row, book, row.effective_us)
+        if now != last:
+            wanted.append((row.version, since_us, *now))
             last = now
     got, at_us, version = [], from_us, 0
     while True:
         known = [row for row in rows if row.effective_us <= at_us]
         later = [row for row in rows if row.effective_us > at_us]
-        found, following = await tops.changes(Walk(started(known)), batches(later, at_once), version, limit)
+        state = started(known)
+        walk, stands = Walk(state), None
+        if state is not None:
+            stands = known_gaps.told(tops.Change(state.version, state.effective_us, walk.top()), 0 if version else at_us)
+            assert version or (stands.effective_us, stands.top[1:]) == first
+        found, following = await tops.changes(walk, batches(later, at_once), version, limit, known_gaps, stands)
         assert len(found) == limit or following is None
         got += [(each.version, each.effective_us, *each.top[1:]) for each in found]
         if following is None:
