@@ -1,6 +1,7 @@
 """A log that has lost records and an archive that is not in its place are told, and nothing goes on as if they had not been."""
 
 import asyncio
+import signal
 from pathlib import Path
 
 import asyncpg
@@ -10,7 +11,7 @@ from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 
 from kalshibook_core.archive.reader import Archive
 from kalshibook_core.archive.store import Folder
-from kalshibook_core.kafka import topics
+from kalshibook_core.kafka import admin, topics
 from kalshibook_core.kafka.cluster import partition_of
 from kalshibook_core.kafka.producer import Producer
 from kalshibook_core.wire import codec
@@ -31,12 +32,12 @@ async def produce(cluster, topic, events) -> None:
 async def forget(cluster, topic, before: int) -> TopicPartition:
     """Have the broker delete the first records of the partition that the first market is in, as retention does."""
     where = TopicPartition(cluster.topic(topic), partition_of(b"KXTEST0-0", cluster.partitions))
-    admin = AIOKafkaAdminClient(bootstrap_servers=cluster.brokers)
-    await admin.start()
+    client = AIOKafkaAdminClient(bootstrap_servers=cluster.brokers)
+    await client.start()
     try:
-        await admin.delete_records({where: RecordsToDelete(before_offset=before)})
+        await client.delete_records({where: RecordsToDelete(before_offset=before)})
     finally:
-        await admin.close()
+        await client.close()
     return where
 
 
@@ -138,4 +139,24 @@ async def test_the_archive_halts_where_records_or_it_itself_are_gone(cluster, tm
         await commit.write(Folder(place), ahead, lambda attempt: attempt())
         service.start()
         await until(halted(service, "the log ends at 90"))
+        assert await service.drain() == 0
+
+    # And while it runs: the topic is made anew behind its back. It reads none of it, so that it has to look.
+    place = tmp_path / "another"
+    async with Service(
+        "persister.archive", cluster, tmp_path / "2.log", **env | {"KB_ARCHIVE": str(place), "KB_ARCHIVE_ANEW": "1"}
+    ) as service:
+        await until(archived(90))
+        service.send(signal.SIGSTOP)
+        client = AIOKafkaAdminClient(bootstrap_servers=cluster.brokers)
+        await client.start()
+        try:
+            await client.delete_topics([cluster.topic(topics.RAW)])
+        finally:
+            await client.close()
+        await admin.ensure_topics(cluster)
+        service.send(signal.SIGCONT)
+        await until(halted(service, "the log ends at 0"))
+        assert await service.counter("lost_records") == 90
+        assert await archived(90)()
         assert await service.drain() == 0

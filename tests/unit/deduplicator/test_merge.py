@@ -14,7 +14,7 @@ from kalshibook_core.wire.events import BookDelta, BookSnapshot, Event, Gap, Lif
 from kalshibook_tools.cli.command import kb
 from kalshibook_tools.verify import copies, merge, truth
 from services.deduplicator.market_log import LIMITS, Limits
-from services.deduplicator.partition import Partition
+from services.deduplicator.partition import REVIEW, Partition
 from tests.unit.deduplicator.source import T0, TICKER, Source
 from tests.unit.deduplicator.test_rules import brief, receive
 
@@ -276,11 +276,15 @@ def test_a_log_remembers_no_more_than_it_is_told_to(gatherers: int) -> None:
     sources = [Source(f"g{n}", generation=T0 + n) for n in range(gatherers)]
     partition = Partition(limits=Limits(200))
     raws = begun(sources)
-    raws += [sources[0].delta(13 * S + n, "yes", 1 + n % 9, 1) for n in range(1000)]  # the others lag by more than the window
+    raws += [sources[0].trade(12 * S, f"{n}") for n in range(REVIEW)]
     receive(*raws, partition=partition)
+    assert partition.waiting == 0
+    late = [sources[0].delta(13 * S + n, "yes", 1 + n % 9, 1) for n in range(1000)]  # the others lag by more than the window
+    receive(*late, partition=partition)
     log = partition.markets[TICKER].book
     assert len(log.window.sums) <= 400
     assert partition.tally["fell_behind"] == gatherers - 1
+    assert partition.waiting == (gatherers > 1)  # who fell behind is looked for from then on
 
 
 def test_the_proof_sees_what_is_wrong() -> None:
