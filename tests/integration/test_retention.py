@@ -11,8 +11,9 @@ from typing import Any, TypeAlias
 import httpx
 import pytest
 
+from kalshibook_core.archive.layout import ROWS
 from kalshibook_core.archive.past import Past
-from kalshibook_core.archive.reader import Archive
+from kalshibook_core.archive.reader import Archive, Damaged
 from kalshibook_core.archive.store import Folder
 from kalshibook_core.archive.store import Store as Place
 from kalshibook_core.kafka import topics
@@ -321,7 +322,7 @@ async def test_killed_at_every_statement_each_row_is_there_or_noted(database: st
         assert await answers(reader(connections, Folder(tmp_path)), markets) == hot
 
 
-async def test_a_damaged_file_is_never_served(database: str, place: Place) -> None:
+async def test_a_damaged_file_is_never_served_and_nothing_dropped_for_it(database: str, place: Place) -> None:
     markets = [past.busy("KXA-1", 1, 200, 1), past.busy("KXB-1", 2, 200, 1)]
     events = past.topics_of(*markets)
     await past.archive(place, events, at_once=10_000)
@@ -332,6 +333,13 @@ async def test_a_damaged_file_is_never_served(database: str, place: Place) -> No
         first, second = [await Store(connections).market_id(market[0].market_ticker) for market in markets]
         assert first is not None and second is not None
         other = told(await Store(connections).book_at(second, at_us))
+        (hurt,) = [path for path, _ in place.listed("book/day=2025-11-08/series=KXA") if path.endswith(ROWS)]
+        content = place.get(hurt)
+        place.put(hurt, content[:-1])
+        with pytest.raises(Damaged, match=hurt):
+            await past.retire(database, place)
+        assert await connections.fetchval("SELECT sum(events) FROM book_events") == 400
+        place.put(hurt, content)
         await past.retire(database, place)
         for table in ("book", "checkpoints"):
             paths = [path for path, _ in place.listed(f"{table}/day=2025-11-08/series=KXA")]
@@ -349,8 +357,8 @@ async def test_a_damaged_file_is_never_served(database: str, place: Place) -> No
                     assert told(await store.book_at(second, at_us)) == other
                     place.put(path, whole)
         assert await answers(reader(connections, place), markets) == hot
-        for gone, error in (("commits", CorruptHistory), ("log.json", OSError)):  # the latter: there is no archive at all
+        for gone, error in (("commits", CorruptHistory), ("log.json", ApiError)):  # the latter: there is no archive at all
             for path in [path for path, _ in place.listed("") if path.startswith(gone)]:
                 place.delete(path)
-            with pytest.raises(error):
+            with pytest.raises(error, match="archive"):
                 await reader(connections, place).book_at(first, at_us)

@@ -69,11 +69,14 @@ def test_what_a_cut_line_left_half_is_not_there(s3: S3) -> None:
     behind = s3.bucket("cut", line.endpoint)
     content = bytes(range(256)) * 60_000
     behind.put("whole", content)
-    line.left = 12_000_000
+    line.left["there"] = 12_000_000
     with pytest.raises(OSError, match=r".+"):
         behind.put("half", content)
     assert [path for path, _ in store.listed("")] == ["whole"]
-    line.left = None
+    line.left = {"back": 12_000_000}
+    with pytest.raises(OSError, match=r".+"):
+        behind.get("whole")
+    line.left = {}
     assert behind.get("whole") == content
     line.close()
 
@@ -183,7 +186,7 @@ async def test_recordings_and_archives_are_imported_from_there(cluster: Cluster,
     for place, code in (("nothing", 1), ("old/archive", 2)):
         assert (await kb(bucket(place), bucket("recorded"), "--origin", "x")).exit_code == code
     line = servers.Line(s3.endpoint)
-    line.left = 0
+    line.left = {"there": 0}
     gone = await kb(bucket("recorded"), "--endpoint", line.endpoint)
     line.close()
     assert gone.exit_code == 1 and gone.stderr.startswith("error: ")

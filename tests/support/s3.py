@@ -121,34 +121,34 @@ def _make_bucket(endpoint: str) -> None:
 
 
 class Line:
-    """A TCP line to a server that can be cut: after so many bytes towards it, or at once and for as long as wanted."""
+    """A TCP line to a server that can be cut: after so many bytes towards it or from it, or at once and for as long as wanted."""
 
     def __init__(self, endpoint: str) -> None:
         """Listen on a port of its own."""
         self._to = int(endpoint.rpartition(":")[2])
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.endpoint = f"http://127.0.0.1:{self._listening.getsockname()[1]}"
-        self.left: int | None = None
-        """Bytes that still pass, None: all."""
+        self.left: dict[str, int] = {}
+        """Bytes that still pass, "there" or "back"; what is not in it is not cut."""
         threading.Thread(target=self._accept, daemon=True).start()
 
     def _accept(self) -> None:
         with suppress(OSError):
             while True:
                 here, _ = self._listening.accept()
-                if self.left is not None and self.left <= 0:
+                if min(self.left.values(), default=1) <= 0:
                     here.close()
                     continue
                 there = socket.create_connection(("127.0.0.1", self._to))
-                threading.Thread(target=self._pass, args=(here, there, True), daemon=True).start()
-                threading.Thread(target=self._pass, args=(there, here, False), daemon=True).start()
+                threading.Thread(target=self._pass, args=(here, there, "there"), daemon=True).start()
+                threading.Thread(target=self._pass, args=(there, here, "back"), daemon=True).start()
 
-    def _pass(self, one: socket.socket, other: socket.socket, counted: bool) -> None:
+    def _pass(self, one: socket.socket, other: socket.socket, way: str) -> None:
         with suppress(OSError):
             while content := one.recv(65_536):
-                if counted and self.left is not None:
-                    self.left -= len(content)
-                    if self.left <= 0:
+                if way in self.left:
+                    self.left[way] -= len(content)
+                    if self.left[way] <= 0:
                         break
                 other.sendall(content)
         for each in (one, other):

@@ -19,6 +19,7 @@ from kalshibook_core.archive.past import Past, Place
 from kalshibook_core.archive.reader import Damaged
 from kalshibook_core.archive.tables import BOOKS
 from kalshibook_core.postgres.partitions import DAY_US
+from kalshibook_core.runtime.logs import once_a_minute
 from kalshibook_core.wire.events import Checkpoint
 from services.gateway.errors import ApiError
 from services.gateway.history.fold import CorruptHistory
@@ -136,10 +137,16 @@ class Cold:
     async def _raw(self, ask: Callable[[Past], Answer]) -> Answer:
         if self._past is None:
             log.error("gateway.archive.unnamed", then="set KB_ARCHIVE to where retention found these days")
-            raise ApiError(
-                503,
-                "storage_unavailable",
-                "This part of the history lies in the archive, which is not there; try again later.",
-            )
-        async with asyncio.timeout(TIMEOUT):
-            return await asyncio.get_running_loop().run_in_executor(self._threads, ask, self._past)
+            raise _unavailable()
+        try:
+            async with asyncio.timeout(TIMEOUT):
+                return await asyncio.get_running_loop().run_in_executor(self._threads, ask, self._past)
+        except OSError as error:  # that it takes too long is one
+            if once_a_minute("gateway.archive.away"):
+                log.error("gateway.archive.away", why=str(error) or type(error).__name__)
+            raise _unavailable() from error
+
+
+def _unavailable() -> ApiError:
+    message = "This part of the history lies in the archive, which is not there; try again later."
+    return ApiError(503, "storage_unavailable", message)
