@@ -14,8 +14,8 @@ from kalshibook_core.runtime.settings import ConfigurationError
 from kalshibook_tools.cli.command import Instant, database, dsn_option, endpoint_option, fail, home_option, run
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_PASSES = 3
-"""A repair: what falls back on older files, what is made again, and whether that is so."""
+_PASSES = 4
+"""A repair: back to older files, what is made again, what the database has otherwise, and whether all is well."""
 _ROWS = (
     ("files", "files read, each what is said of it"),
     ("events_proved", "archived events that the raw rows make"),
