@@ -2,16 +2,18 @@
 
 Each runs in a transaction of its own together with the row that records it, so a crash leaves whole migrations applied or not at
 all. An advisory lock of that transaction lets any number of processes migrate at once (and works through a transaction
-pooler). The text of an applied file is remembered by its SHA-256: an altered one is an error, never a guess.
+pooler). The text of an applied file is remembered by its SHA-256: an altered one is an error, never a guess. When all stand, all
+tables are closed (`closing`).
 """
 
 import hashlib
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Final
 
-from kalshibook_core.postgres import pool
+from kalshibook_core.postgres import closing, pool
 
 _LOCK: Final = 0x6B61_6C73_6869  # any constant of ours; "kalshi" in ASCII
 _TABLE: Final = """
@@ -72,6 +74,12 @@ def plan(migrations: Sequence[Migration], applied: dict[int, tuple[str, str]]) -
     return [migration for migration in migrations if migration.number not in applied]
 
 
+def tables(migrations: Sequence[Migration]) -> list[str]:
+    """Return the tables that these migrations make."""
+    whole = "\n".join([_TABLE, *(migration.sql for migration in migrations)])
+    return re.findall(r"^CREATE TABLE (?:IF NOT EXISTS )?(\w+)", whole, re.MULTILINE)
+
+
 async def migrate(dsn: str, progress: Callable[[str], None] = lambda line: None) -> list[str]:
     """Bring the database up to date and return the names applied; `progress` is told each. Safe to repeat and to run at once.
 
@@ -87,6 +95,7 @@ async def migrate(dsn: str, progress: Callable[[str], None] = lambda line: None)
                 rows = await connection.fetch("SELECT number, name, sha256 FROM schema_migrations")
                 pending = plan(migrations, {row["number"]: (row["name"], row["sha256"]) for row in rows})
                 if not pending:
+                    await closing.close(connection, tables(migrations))
                     return names
                 await connection.execute(pending[0].sql)
                 await connection.execute(

@@ -10,6 +10,8 @@ from typing import Final, NamedTuple, TypeAlias
 import asyncpg
 import asyncpg.pool
 
+from kalshibook_core.postgres import closing
+
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
 
 TABLES: Final = {"book_events": "day", "tickers": "day", "checkpoints": "month"}
@@ -58,6 +60,7 @@ async def create(connection: "Connection", partition: Partition) -> None:
             await connection.execute(f"CREATE TABLE {name} (LIKE {table} INCLUDING ALL)")
             # Row security is not inherited: without its own, a partition would be open by its name (see migration 0004).
             await connection.execute(f"ALTER TABLE {name} ENABLE ROW LEVEL SECURITY")
+            await closing.close(connection, [name])
             await connection.execute(f"LOCK TABLE {table}_default IN SHARE ROW EXCLUSIVE MODE")
             late = f"DELETE FROM {table}_default WHERE {CLOCKS[table]} >= {start_us} AND {CLOCKS[table]} < {end_us} RETURNING *"
             await connection.execute(f"WITH late AS ({late}) INSERT INTO {name} SELECT * FROM late")

@@ -103,8 +103,11 @@ async def test_all_is_written_read_and_dropped_by_an_owner_who_is_no_superuser_a
         for table in tables:
             assert await rest.fetchval(f"SELECT count(*) FROM {table}") == 0, (role, table)
             assert await rest.execute(f"DELETE FROM {table}") == "DELETE 0", (role, table)
-        with pytest.raises(asyncpg.InsufficientPrivilegeError):
-            await rest.execute("INSERT INTO markets (ticker, updated_us) VALUES ('KXB', 1)")
+            with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                await rest.execute(f"TRUNCATE {table}")
+        for refused in ("INSERT INTO markets (ticker, updated_us) VALUES ('KXB', 1)", "SELECT setval('markets_id_seq', 1)"):
+            with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                await rest.execute(refused)
     await rest.execute("SET ROLE service_role")  # whose key the operator keeps: it reads all
     assert {table for table in tables if await rest.fetchval(f"SELECT count(*) FROM {table}")} == kept
     await rest.close()
