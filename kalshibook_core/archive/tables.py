@@ -80,15 +80,14 @@ class Table:
     row_group: int = 65_536
     """Rows that are read together; each group can be read without the one before it."""
 
-    def write(self, rows: Sequence[Row], about: dict[str, str]) -> bytes:
-        """Return the rows as a Parquet file that says `about` itself."""
+    def write(self, rows: Sequence[Row]) -> bytes:
+        """Return the rows as a Parquet file: columns and nothing else. Of what and by whom it is, its manifest says."""
         listed = [row for first in range(0, len(rows), self.row_group) for row in self.rows(rows[first : first + self.row_group])]
         fields = list(self.columns.items())
         columns = [pa.array(column, kind) for (_, kind), column in zip(fields, zip(*listed, strict=True), strict=True)]
-        schema = pa.schema(fields, metadata={"kalshibook.format": self.format, "kalshibook.table": self.name} | about)
         out = io.BytesIO()
         pq.write_table(
-            pa.Table.from_arrays(columns, schema=schema),
+            pa.Table.from_arrays(columns, schema=pa.schema(fields)),
             out,
             row_group_size=self.row_group,
             compression="zstd",

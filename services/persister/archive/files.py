@@ -65,8 +65,7 @@ def make(
 
 def _file(commit: Commit, table: Table, place: Place, rows: Sequence[Row], followed: Followed | None) -> File:
     path = commit.file(table.name, *place)
-    about = {"kalshibook.topic": commit.topic, "kalshibook.partition": str(commit.partition)}
-    content = table.write(rows, about)
+    content = table.write(rows)
     described = manifest.describe(commit, path + layout.ROWS, table, place, rows, content, followed)
     if followed is not None and table is tables.BOOKS:
         followed.learn(described)

@@ -154,7 +154,7 @@ def _write(
     rows.sort(key=_offset if table.name == tables.RAW.name else _market)
     channel, series = place
     path = made.file(table.name, channel, series)
-    content = table.write(rows, {})
+    content = table.write(rows)
     told = manifest.dump(manifest.describe(made, path + layout.ROWS, table, (channel, made.day, series), rows, content, books))
     entry = Entry(
         path + layout.ROWS, table.name, channel, made.day, series, len(rows), len(content),

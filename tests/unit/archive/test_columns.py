@@ -26,7 +26,7 @@ def test_columns_are_the_events_that_were_written(form: str, seed: int) -> None:
     table = tables.replace(tables.FORMATS["book", form], row_group=250)
     if form == tables.REPACKED:
         events.sort(key=lambda event: event.market_ticker)
-    whole = table.write([(event.raw_offset, event) for event in events], {})
+    whole = table.write([(event.raw_offset, event) for event in events])
     file = File(tables.BOOKS, whole)
     assert len(file.groups) == 4
     tickers = {event.market_ticker for event in events}

@@ -65,14 +65,14 @@ def test_what_is_read_is_what_was_written(table: tables.Table) -> None:
     @given(st.lists(EVENTS[known], min_size=1, max_size=12))
     def check(events: list) -> None:
         rows = [(getattr(event, "raw_offset", n), event) for n, event in enumerate(events)]
-        assert list(known.read(table.write(rows, {}))) == rows
+        assert list(known.read(table.write(rows))) == rows
 
     check()
 
 
 def test_each_row_group_can_be_read_alone() -> None:
     events = [tables.bare(event) for event in archive.book(1, 1_000)]
-    content = dataclasses.replace(tables.BOOKS, row_group=100).write([(event.raw_offset, event) for event in events], {})
+    content = dataclasses.replace(tables.BOOKS, row_group=100).write([(event.raw_offset, event) for event in events])
     wanted = range(events[420].effective_us, events[430].effective_us)
     found = list(tables.BOOKS.read(content, lambda first, last: first < wanted.stop and last >= wanted.start))
     assert [event for _, event in found if event.effective_us in wanted] == [e for e in events if e.effective_us in wanted]
@@ -82,7 +82,7 @@ def test_each_row_group_can_be_read_alone() -> None:
 def test_a_market_is_read_without_the_others() -> None:
     events = sorted(map(tables.bare, archive.book(1, 1_000)), key=lambda event: event.market_ticker)
     by_market = dataclasses.replace(tables.FORMATS["book", tables.REPACKED], row_group=50)
-    content = by_market.write([(event.raw_offset, event) for event in events], {})
+    content = by_market.write([(event.raw_offset, event) for event in events])
     for ticker in {event.market_ticker for event in events}:
         wanted = [event for event in events if event.market_ticker == ticker]
         assert [event for _, event in tables.BOOKS.read(content, ticker=ticker)] == wanted
@@ -91,7 +91,7 @@ def test_a_market_is_read_without_the_others() -> None:
 
 def test_what_the_row_before_tells_is_not_written_again() -> None:
     events = archive.book(2, 4_000)
-    file = pq.ParquetFile(io.BytesIO(tables.BOOKS.write([(event.raw_offset, event) for event in events], {})))
+    file = pq.ParquetFile(io.BytesIO(tables.BOOKS.write([(event.raw_offset, event) for event in events])))
     told = file.read(["kind", "version", "checksum"]).to_pylist()
     markets = len({event.market_ticker for event in events})
     assert sum(row["version"] is not None for row in told) == markets
@@ -101,7 +101,7 @@ def test_what_the_row_before_tells_is_not_written_again() -> None:
 
 
 def test_what_is_no_parquet_file_is_a_value_error() -> None:
-    content = tables.BOOKS.write([(event.raw_offset, event) for event in archive.book(3, 50)], {})
+    content = tables.BOOKS.write([(event.raw_offset, event) for event in archive.book(3, 50)])
     for broken in (b"", content[:-1], content[5:], b"PAR1" + bytes(100) + b"PAR1"):
         with pytest.raises(ValueError, match="no book table"):
             list(tables.BOOKS.read(broken))
