@@ -196,7 +196,7 @@ class _Run:
             async with await connect_pool(database(self._home, self._dsn)) as pool:
                 return await repair.checkpoints(pool, self._archive, self._found, result.wrong_checkpoints)
         if lesser := [each for each in result.damaged if each.path not in result.hurt]:
-            return [self._put_away(each) for each in lesser]  # and then all is looked at anew
+            return [self._replace(each) for each in lesser]  # and then all is looked at anew
         places = repair.places(result)
         result.counts["objects"] = 0  # of the rest there must be no difference
         proofs = await self._fold(places)
@@ -210,11 +210,16 @@ class _Run:
                 fail(str(why))
         return done
 
-    def _put_away(self, damaged: Any) -> str:
-        """Put away what is damaged, and the repack that names it: nobody is to look for it then. Return what was done."""
+    def _replace(self, damaged: Any) -> str:
+        """Write a manifest again from its file, or put away what is damaged and the repack that names it; say what was done."""
         from kalshibook_core.archive.reader import Damaged
         from kalshibook_tools.verify import repair
 
+        again = repair.manifest_of(self._archive, self._found, damaged)
+        if again is not None:
+            self._archive.quarantine(damaged)
+            self._store.put(damaged.path, again)
+            return f"made again: {damaged.path}"
         repack = repair.standing_for_less(self._archive, self._found, damaged)
         self._archive.quarantine(damaged)
         if repack is not None and repack.path != damaged.path:

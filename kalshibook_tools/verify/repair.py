@@ -8,15 +8,17 @@ has.
 
 Not made again: raw rows, since nothing else has them; archived checkpoints, since no raw row says which there are; commits, and
 repacks whose old files are deleted. These are named, and a copy has to be put back. While the old files are there, a repack that
-is damaged, or has a damaged file of these kinds, is put away, and readers go by the old ones again.
+is damaged, or has a damaged file of these kinds, is put away, and readers go by the old ones again. A manifest of raw
+rows is written again from its file, since it is a function of that; the commit's digest says that it is what it was.
 """
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from kalshibook_core.archive import layout, tables
-from kalshibook_core.archive.layout import Repack
+from kalshibook_core.archive import layout, manifest, tables
+from kalshibook_core.archive.layout import Commit, Repack
+from kalshibook_core.archive.manifest import Entry
 from kalshibook_core.archive.reader import Archive, Damaged, Held
 from kalshibook_core.archive.store import Store
 from kalshibook_core.archive.tables import Row
@@ -35,8 +37,29 @@ class Impossible(Exception):
 def hopeless(archive: Archive, found: Contents, result: Result) -> Iterator[Damaged]:
     """Yield what is damaged and cannot be made again."""
     for damaged in result.damaged:
-        if damaged.path not in result.hurt and standing_for_less(archive, found, damaged) is None:
+        made_again = damaged.path in result.hurt or manifest_of(archive, found, damaged) is not None
+        if not made_again and standing_for_less(archive, found, damaged) is None:
             yield damaged
+
+
+def manifest_of(archive: Archive, found: Contents, damaged: Damaged) -> bytes | None:
+    """Return a manifest as it was, made again from its file; None where that does not give it."""
+    named: list[tuple[Commit | Repack, list[Entry]]] = [
+        *found.files.items(),
+        *((of, told.files) for of, told in found.repacked.items()),
+    ]
+    for of, entries in named:
+        for entry in entries:
+            if damaged.path == entry.path.removesuffix(layout.ROWS) + layout.MANIFEST:
+                try:
+                    rows, content = list(archive.rows(entry)), archive.content(entry)
+                except Damaged:
+                    return None
+                where = entry.channel, entry.day, entry.series
+                formats = (table for table in tables.FORMATS.values() if table.name == entry.table)
+                made = (manifest.dump(manifest.describe(of, entry.path, table, where, rows, content)) for table in formats)
+                return next((each for each in made if manifest.digest(each) == entry.manifest_sha256), None)
+    return None
 
 
 def standing_for_less(archive: Archive, found: Contents, damaged: Damaged) -> Repack | None:

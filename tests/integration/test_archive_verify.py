@@ -285,6 +285,12 @@ async def test_what_is_damaged_is_made_again_from_the_raw_rows_or_refused(databa
     assert "what it stood for is there" in fallen_back.stderr and "made again: repacks/" in fallen_back.stderr
     assert {topic: said(tmp_path / "b", topic) for topic in CANONICAL} == before
 
+    told = {path: path.read_bytes() for path in (place / "raw").rglob("*.json")}
+    for path in told:
+        hurt(path)
+    repaired = await verify(place, database, "--repair")
+    assert repaired.exit_code == 0, repaired.output
+    assert {path: path.read_bytes() for path in told} == told
     hurt(sorted((place / "raw").rglob("*.parquet"))[0])
     refused = await verify(place, database, "--repair")
     assert refused.exit_code == 1 and "cannot be made again, nothing was changed: raw/" in refused.stderr
