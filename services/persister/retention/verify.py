@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 from kalshibook_core.archive import columns, layout, tables
 from kalshibook_core.archive.manifest import Entry
-from kalshibook_core.archive.reader import Archive
+from kalshibook_core.archive.reader import Archive, Held
 from kalshibook_core.kafka import topics
 from kalshibook_core.kafka.topics import Topic
 from kalshibook_core.postgres.partitions import DAY_US, Partition
@@ -48,17 +48,21 @@ async def verify(store: Store, archive: Archive, partition: Partition, now_us: i
     """
     spans: list[tuple[Span, int, int]] = []
     rows = 0
+    # Once for all its days: to list takes the longer the older an archive is, and what is listed stays for the grace of a repack.
+    held = await asyncio.to_thread(lambda: [each.in_force() for each in archive.held(TOPICS[partition.table].name)])
     for day in range(partition.start_us // DAY_US, partition.end_us // DAY_US):
-        made = _Day(store, archive, partition, day, progress)
+        made = _Day(store, archive, held, partition, day, progress)
         rows += await made.run()
         spans += made.spans
     return Proved(partition, rows, now_us, spans)
 
 
 class _Day:
-    def __init__(self, store: Store, archive: Archive, partition: Partition, day: int, progress: Callable[[int], None]) -> None:
-        self._store, self._archive, self._partition, self._progress = store, archive, partition, progress
-        self._number, self._table, self._topic = day, tables.BY_TOPIC[TOPICS[partition.table].name], TOPICS[partition.table]
+    def __init__(
+        self, store: Store, archive: Archive, held: list[Held], partition: Partition, day: int, progress: Callable[[int], None]
+    ) -> None:
+        self._store, self._archive, self._held, self._partition, self._progress = store, archive, held, partition, progress
+        self._number = day
         self._from_us, self._to_us = day * DAY_US, (day + 1) * DAY_US
         self.spans: list[tuple[Span, int, int]] = []
 
@@ -92,7 +96,7 @@ class _Day:
 
     def _entries(self) -> dict[str, list[tuple[int, Entry]]]:
         found: dict[str, list[tuple[int, Entry]]] = {}
-        for held in self._archive.held(self._topic.name):
+        for held in self._held:
             for entry in self._archive.effective(held, range(self._number, self._number + 1)):
                 found.setdefault(entry.series, []).append((held.partition, entry))
         return found
