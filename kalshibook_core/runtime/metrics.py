@@ -119,6 +119,7 @@ METRICS: Final[Mapping[str, str]] = {
     "kb_persister_batches_total": "Transactions committed.",
     "kb_persister_write_microseconds_total": "Time spent writing batches, attempts that failed included.",
     "kb_persister_unreadable_total": "Records passed over because no row can be made of them.",
+    "kb_persister_missing_versions_total": "Versions of a market that the stream passed over: no book is served over them.",
     "kb_persister_retries_total": "Attempts that failed because Postgres was away.",
     "kb_persister_superseded_total": "Batches dropped because another process had written their partitions.",
     "kb_persister_waiting_rows": "Events read and not written yet.",

@@ -42,6 +42,7 @@ class Counters:
             "batches_total": self.batches,
             "write_microseconds_total": self.write_us,
             "unreadable_total": self.unreadable,
+            "missing_versions_total": self.rows.get("missing_versions", 0),
             "retries_total": self.retries,
             "superseded_total": self.superseded,
             "waiting_rows": self.waiting_rows,

@@ -345,15 +345,22 @@ async def _allocate(connection: Any, tickers: Set[str]) -> dict[str, int]:
     return found
 
 
-def _behind(rows: Iterable[runs.Row], last: dict[int, int], ids: Mapping[str, int]) -> Iterator[runs.Row]:
+def _behind(rows: Iterable[runs.Row], last: dict[int, int], ids: Mapping[str, int], counts: dict[str, int]) -> Iterator[runs.Row]:
     """Yield rows of book_events and move `last` on with them; raise BrokenStream at one that is not behind all before it.
 
-    The table's key alone would not tell: it has the first version of a run, and a repeat may be any other.
+    The table's key alone would not tell: it has the first version of a run, and a repeat may be any other. Versions that are
+    passed over are counted and told: no book is served over them, and something of ours is wrong.
     """
     for row in rows:
         _, market_id, version, events, *_ = row
-        if version <= last[market_id]:
+        before = last[market_id]
+        if version <= before:
             raise BrokenStream(_repeated(market_id, version, row.effective_us, ids))
+        if before and version > before + 1:
+            counts["missing_versions"] = counts.get("missing_versions", 0) + version - before - 1
+            if logs.once_a_minute("missing_versions"):
+                ticker = next(ticker for ticker, each in ids.items() if each == market_id)
+                _log.error("missing_versions", market_ticker=ticker, first=before + 1, last=version - 1, then="see the runbook")
         last[market_id] = version + events - 1
         yield row
 
@@ -386,7 +393,7 @@ async def _insert(connection: Any, batch: Batch, ids: Mapping[str, int], last: d
             if different and logs.once_a_minute("trade_differs"):
                 _log.warning("trade_differs", trade_id=different[0][0], count=len(different), look="table trade_differences")
 
-    await copy("book_events", runs.COLUMNS, _behind(batch.book_rows(ids), last, ids), bool(last))
+    await copy("book_events", runs.COLUMNS, _behind(batch.book_rows(ids), last, ids, counts), bool(last))
     await copy("tickers", batches.TICKER_COLUMNS, batch.ticker_rows(ids), bool(batch.tickers))
     await copy("lifecycle", batches.LIFECYCLE_COLUMNS, batch.lifecycle_rows(ids), bool(batch.lifecycle))
     await trade(batch.trade_rows(ids))

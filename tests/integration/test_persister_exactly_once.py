@@ -281,6 +281,22 @@ async def test_a_version_that_comes_twice_is_told_by_its_market_and_number(datab
         assert (await rows(connection), await writer.positions([source])) == (expected(events), {source: 42})
 
 
+async def test_versions_that_the_stream_passed_over_are_counted(database, connection):
+    market = Market("KXTEST-A.B", DAY_2021)
+    events = [market.event(roll, 1_000) for roll in (11, *[1] * 20, 22, *[1] * 20)]
+    del events[30:33], events[7]
+    async with await pool.connect_pool(database) as connections:
+        store, missing = Store(connections), []
+        at = await store.positions([("book", 0)])
+        for first, last in pairwise((0, 20, 32, len(events))):  # a hole in a batch, and one between two
+            batch = Batch()
+            batch.add(("book", 0), [SimpleNamespace(offset=n, value=codec.encode(events[n])) for n in range(first, last)])
+            missing.append((await store.write(batch, at)).get("missing_versions", 0))
+            at = batch.next
+        assert sum(missing) == 4
+        assert sorted(row[1] for row in await rows(connection)) == [event.version for event in events]
+
+
 async def test_a_zombie_that_wakes_after_the_rebalance_cannot_write(cluster, connection, persister):
     events = history(2, markets=10, events=4_000)
     await produce(cluster, events[:2_000])
