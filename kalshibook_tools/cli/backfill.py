@@ -72,7 +72,7 @@ def trades(
     async def fill() -> None:
         where = database(home, dsn)
         async with work.opened(settings.from_env(_environment(home, exchange, rate)), told) as filling:
-            found = await missing.holes(where, await filling.now_us() - round(age * 1e6))
+            found = await missing.holes(where, 0, await filling.now_us() - round(age * 1e6))
             found = [hole for hole in found if market in ("", hole.ticker)]
             progress, wanted = None, work.spans(found)
             if from_us is not None and to_us is not None:

@@ -24,6 +24,7 @@ pytestmark = pytest.mark.stack
 
 HOUR = 3_600_000_000
 _UNFILLED = "SELECT count(*) FROM gaps WHERE channel = 'trade' AND end_us IS NOT NULL AND filled_us IS NULL"
+_OLD = "INSERT INTO gaps (market_id, channel, start_us, end_us, cause, opened_version) VALUES (1, 'trade', 1, 2, 'disconnect', 0)"
 _GAPS = "SELECT ticker, start_us, end_us FROM gaps JOIN markets ON id = market_id WHERE channel = 'trade'"
 _SETTLED = "SELECT count(*) FROM markets WHERE ticker = ANY($1) AND status = 'finalized' AND result <> '' AND body IS NOT NULL"
 
@@ -75,7 +76,9 @@ async def test_what_was_missed_is_there_once_and_says_so(cluster: Cluster, datab
 
         async def more(read: int | None) -> bool:
             """Whether more was read of the exchange's history, or there is nothing left to read."""
-            return (await deduplicator.counter("rest_trades_total") or 0) > (read or 0) or await none(_UNFILLED)
+            return (await deduplicator.counter("rest_trades_total") or 0) > (read or 0) or await none(
+                f"{_UNFILLED} AND start_us > 1"
+            )
 
         async with ingest, deduplicator, persister:
             await until(lambda: count("SELECT greatest(0, count(*) - 30) FROM trades"))
@@ -104,15 +107,19 @@ async def test_what_was_missed_is_there_once_and_says_so(cluster: Cluster, datab
             await connection.execute("UPDATE trades SET count = count + 1 WHERE trade_id = $1", falsified)
             captured = set(await stored(connection))
 
+            await connection.execute(_OLD)
             async with filler:
-                for _ in range(3):
+                for _ in range(2):
                     read = await deduplicator.counter("rest_trades_total")
                     await until(lambda read=read: more(read))
                     filler.kill()
                     filler.start()
-                await until(lambda: none(_UNFILLED))
+                await until(lambda: none(f"{_UNFILLED} AND start_us > 1"))
                 await until(lambda: none(f"SELECT {len(unseen)} - ({_SETTLED})", unseen))
                 assert await filler.drain() == 0
+            assert await count(_UNFILLED) == 1  # what is that old is left to the command
+            assert "1 gaps are marked" in await backfill("trades", "--age", "0")
+            await until(lambda: none(_UNFILLED))
             gaps = [tuple(row) for row in await connection.fetch(_GAPS)]
             lost = {
                 row for row in missed if any(ticker == row[0] and start <= row[5] * 1000 < end for ticker, start, end in gaps)

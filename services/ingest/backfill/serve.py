@@ -8,6 +8,7 @@ from typing import Final, Generic, TypeVar
 import structlog
 
 from kalshibook_core.postgres import pool
+from kalshibook_core.postgres.partitions import DAY_US
 from kalshibook_core.runtime import clock, health, logs
 from services.ingest.backfill import fill, missing
 from services.ingest.backfill.settings import Settings
@@ -103,18 +104,19 @@ class _Work:
     async def _look(self, filling: fill.Backfill, gaps: Turns[missing.Hole], markets: Turns[missing.Unresolved]) -> None:
         dsn = self._settings.postgres_dsn
         self.state = "asking the exchange for its clock"
-        until_us = await filling.now_us() - round(self._settings.age_seconds * 1e6)
+        now_us = await filling.now_us()
+        span_us = now_us - self._settings.days * DAY_US, now_us - round(self._settings.age_seconds * 1e6)
 
         async def known(tickers: list[str]) -> Sequence[str]:
             return await missing.known_events(dsn, tickers)
 
-        holes = await missing.holes(dsn, until_us)
+        holes = await missing.holes(dsn, *span_us)
         self._unfilled = len(holes)
         for absent in fill.absences(gaps.due(holes, clock.monotonic())):
             self.state = f"filling {len(absent.holes)} gaps"
             await filling.absence(absent, known)
             self._tell()
-        unresolved = await missing.unresolved(dsn, until_us)
+        unresolved = await missing.unresolved(dsn, *span_us)
         self._unresolved = len(unresolved)
         if wanted := markets.due(unresolved, clock.monotonic(), LOOKUPS):
             self.state = f"asking for {len(wanted)} markets"
