@@ -203,6 +203,15 @@ async def test_data_of_another_version_is_told_and_left_as_it_is(tmp_path: Path)
     assert version.read_text() == "9\n"
 
 
+async def test_programs_of_postgres_that_are_not_where_they_were_said_to_be_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KB_POSTGRES_BIN", str(tmp_path))
+    with pytest.raises(StackError, match="KB_POSTGRES_BIN: there is no `initdb` in"):
+        async with local_stack(tmp_path / "home", external=ONLY_POSTGRES):
+            pass
+
+
 async def test_a_spoilt_broker_folder_is_told_with_the_brokers_own_words(tmp_path: Path) -> None:
     (tmp_path / "kafka" / "log").mkdir(parents=True)
     (tmp_path / "kafka" / "log" / "meta.properties").write_text("version=1\ncluster.id=somebody-elses\n")
