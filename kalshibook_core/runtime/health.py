@@ -15,6 +15,7 @@ from typing import Final
 import orjson
 
 from kalshibook_core.runtime import metrics
+from kalshibook_core.runtime.settings import Health
 
 Ready = Callable[[], bool]
 ReadCounters = Callable[[], metrics.Counters]
@@ -24,13 +25,13 @@ _REQUEST_BYTES: Final = 8192
 
 
 @asynccontextmanager
-async def serve(port: int, ready: Ready, counters: ReadCounters, *, service: str, host: str = "127.0.0.1") -> AsyncIterator[int]:
-    """Answer on `host`:`port` for as long as the block lasts; yield the port. Port 0: no server.
+async def serve(where: Health, ready: Ready, counters: ReadCounters, *, service: str) -> AsyncIterator[int]:
+    """Answer there for as long as the block lasts; yield the port. Port 0: no server.
 
     Raises metrics.UnknownMetric if `counters` uses a name outside the vocabulary, OSError if the port is taken.
     """
     metrics.check(service, counters())
-    if port == 0:
+    if where.port == 0:
         yield 0
         return
 
@@ -50,7 +51,7 @@ async def serve(port: int, ready: Ready, counters: ReadCounters, *, service: str
         finally:
             writer.close()
 
-    server = await asyncio.start_server(connected, host, port, limit=_REQUEST_BYTES)
+    server = await asyncio.start_server(connected, where.host, where.port, limit=_REQUEST_BYTES)
     try:
         yield server.sockets[0].getsockname()[1]
     finally:

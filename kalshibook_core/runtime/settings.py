@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Final, NamedTuple
 
 from kalshibook_core.archive.store import Store, open_store
 from kalshibook_core.kafka.cluster import Cluster
@@ -104,14 +105,19 @@ def archive(env: Environment) -> Store:
         raise ConfigurationError(f"KB_ARCHIVE: {error}") from None
 
 
-def health_port(env: Environment) -> int:
-    """Return KB_HEALTH_PORT, 0 for none."""
-    return integer(env, "KB_HEALTH_PORT", 0, minimum=0, maximum=65535)
+class Health(NamedTuple):
+    """Where a process says how it is; port 0: nowhere."""
+
+    port: int = 0
+    host: str = "127.0.0.1"
 
 
-def health_host(env: Environment) -> str:
-    """Return KB_HEALTH_HOST."""
-    return text(env, "KB_HEALTH_HOST", "127.0.0.1")
+NOWHERE: Final = Health()
+
+
+def health(env: Environment) -> Health:
+    """Return what KB_HEALTH_PORT and KB_HEALTH_HOST say."""
+    return Health(integer(env, "KB_HEALTH_PORT", 0, minimum=0, maximum=65535), text(env, "KB_HEALTH_HOST", NOWHERE.host))
 
 
 def _instance(env: Environment) -> str:

@@ -78,9 +78,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     """Serve until `stop` is set; the batch in hand is committed first."""
     await admin.ensure_topics(settings.cluster)
     member = Member(settings)
-    async with health.serve(
-        settings.health_port, member.ready, member.counters, service="deduplicator", host=settings.health_host
-    ):
+    async with health.serve(settings.health, member.ready, member.counters, service="deduplicator"):
         while not stop.is_set():
             try:
                 await member.run(stop)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from kalshibook_core.kafka.cluster import Cluster
 from kalshibook_core.runtime import settings
+from kalshibook_core.runtime.settings import Health
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +27,7 @@ class Settings:
     window: int
     patience_us: int
     save_every: int
-    health_host: str
-    health_port: int
+    health: Health
 
 
 def from_env(env: Mapping[str, str]) -> Settings:
@@ -40,6 +40,5 @@ def from_env(env: Mapping[str, str]) -> Settings:
         window=settings.integer(env, "KB_DEDUPLICATOR_WINDOW", 10_000, minimum=100),
         patience_us=settings.integer(env, "KB_DEDUPLICATOR_PATIENCE_SECONDS", 300, minimum=1) * 1_000_000,
         save_every=settings.integer(env, "KB_DEDUPLICATOR_SAVE_EVERY", 50_000, minimum=1),
-        health_host=settings.health_host(env),
-        health_port=settings.health_port(env),
+        health=settings.health(env),
     )

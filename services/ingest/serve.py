@@ -57,8 +57,6 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
                 "broker": outbox.state,
             }
 
-        async with health.serve(
-            settings.health_port, lambda: gatherer.ready, counters, service="ingest", host=settings.health_host
-        ):
+        async with health.serve(settings.health, lambda: gatherer.ready, counters, service="ingest"):
             _log.info("capturing", gatherer=settings.gatherer, exchange=settings.ws_url)
             await gatherer.run(stop)

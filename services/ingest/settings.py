@@ -31,7 +31,7 @@ from typing import Final
 from kalshibook_core.kafka.cluster import Cluster
 from kalshibook_core.kalshi import signing
 from kalshibook_core.runtime import settings
-from kalshibook_core.runtime.settings import ConfigurationError, Environment
+from kalshibook_core.runtime.settings import NOWHERE, ConfigurationError, Environment, Health
 
 HOSTS: Final = {
     "demo": ("wss://external-api-ws.demo.kalshi.co/trade-api/ws/v2", "https://external-api.demo.kalshi.co/trade-api/v2"),
@@ -75,8 +75,7 @@ class Settings:
     renew_seconds: float = 86_400
     spool: SpoolSettings | None = None
     registry: Path | None = None
-    health_host: str = "127.0.0.1"
-    health_port: int = 0
+    health: Health = NOWHERE
 
 
 def from_env(env: Environment) -> Settings:
@@ -103,8 +102,7 @@ def from_env(env: Environment) -> Settings:
         renew_seconds=settings.seconds(env, "KB_RENEW_SECONDS", 86_400),
         spool=_spool(env),
         registry=_path(env, "KB_REGISTRY"),
-        health_host=settings.health_host(env),
-        health_port=settings.health_port(env),
+        health=settings.health(env),
     )
 
 

@@ -35,9 +35,7 @@ T = TypeVar("T")
 async def serve(settings: Settings, stop: asyncio.Event) -> None:
     """Serve until `stop` is set, then write the batch at hand and leave the group."""
     counters = Counters()
-    async with health.serve(
-        settings.health_port, lambda: counters.ready, counters.shown, service="persister", host=settings.health_host
-    ):
+    async with health.serve(settings.health, lambda: counters.ready, counters.shown, service="persister"):
         try:
             async with await _patiently(lambda: pool.connect_pool(settings.postgres_dsn, size=3), stop, counters) as connections:
                 store = Store(connections)

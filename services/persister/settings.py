@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from kalshibook_core.kafka.cluster import Cluster
 from kalshibook_core.runtime import settings
+from kalshibook_core.runtime.settings import NOWHERE, Health
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +22,7 @@ class Settings:
     batch_rows: int = 20_000
     batch_seconds: float = 0.1
     coverage_seconds: float = 5.0
-    health_port: int = 0
-    health_host: str = "127.0.0.1"
+    health: Health = NOWHERE
 
 
 def from_env(env: settings.Environment) -> Settings:
@@ -33,6 +33,5 @@ def from_env(env: settings.Environment) -> Settings:
         batch_rows=settings.integer(env, "KB_PERSISTER_BATCH_ROWS", 20_000, minimum=1, maximum=1_000_000),
         batch_seconds=settings.seconds(env, "KB_PERSISTER_BATCH_SECONDS", 0.1, maximum=60),
         coverage_seconds=settings.seconds(env, "KB_PERSISTER_COVERAGE_SECONDS", 5, minimum=0.01, maximum=3_600),
-        health_port=settings.health_port(env),
-        health_host=settings.health_host(env),
+        health=settings.health(env),
     )

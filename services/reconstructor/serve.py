@@ -39,9 +39,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     counters = Counters()
     async with AsyncExitStack() as opened:
         await opened.enter_async_context(
-            health.serve(
-                settings.health_port, lambda: counters.ready, counters.shown, service="reconstructor", host=settings.health_host
-            )
+            health.serve(settings.health, lambda: counters.ready, counters.shown, service="reconstructor")
         )
         client = await opened.enter_async_context(redis.asyncio.from_url(settings.redis_url, socket_timeout=5))
         latest = Latest(client, settings.cluster.prefix, counters)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from kalshibook_core.kafka.cluster import Cluster
 from kalshibook_core.runtime import settings
+from kalshibook_core.runtime.settings import NOWHERE, Health
 from services.reconstructor.checkpointing import Policy
 
 
@@ -19,8 +20,7 @@ class Settings:
     cluster: Cluster
     redis_url: str = field(repr=False)  # may hold a password
     policy: Policy = field(default_factory=Policy)
-    health_port: int = 0
-    health_host: str = "127.0.0.1"
+    health: Health = NOWHERE
 
 
 def from_env(env: settings.Environment) -> Settings:
@@ -32,6 +32,5 @@ def from_env(env: settings.Environment) -> Settings:
             events=settings.integer(env, "KB_CHECKPOINT_EVENTS", 1_000, minimum=1),
             interval_us=settings.integer(env, "KB_CHECKPOINT_SECONDS", 300, minimum=1) * 1_000_000,
         ),
-        health_port=settings.health_port(env),
-        health_host=settings.health_host(env),
+        health=settings.health(env),
     )

@@ -24,6 +24,7 @@ from kalshibook_core.kafka import topics
 from kalshibook_core.kafka.cluster import Cluster
 from kalshibook_core.kafka.consumer import Consumer
 from kalshibook_core.kalshi.signing import Credentials
+from kalshibook_core.runtime.settings import Health
 from kalshibook_core.wire import codec
 from kalshibook_core.wire.events import RawFrame
 from services.ingest import serve as ingest
@@ -176,7 +177,7 @@ async def gathering(cluster: Cluster, folder: Path, health_port: int, mood: str,
             f"http://127.0.0.1:{port}/trade-api/v2",
             requests_per_second=1000,
             spool=SpoolSettings(folder),
-            health_port=health_port,
+            health=Health(health_port),
             **settings,
         )
         async with (

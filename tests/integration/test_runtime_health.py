@@ -8,6 +8,7 @@ import pytest
 
 from kalshibook_core.runtime import health
 from kalshibook_core.runtime.metrics import UnknownMetric
+from kalshibook_core.runtime.settings import NOWHERE, Health
 from kalshibook_tools.supervisor.kept import Report, over_http
 
 
@@ -22,7 +23,7 @@ def free_port() -> int:
 async def test_the_paths_answer_what_the_service_says_now() -> None:
     ready, frames = [False], [0]
     async with (
-        health.serve(free_port(), lambda: ready[0], lambda: {"frames_total": frames[0]}, service="ingest") as port,
+        health.serve(Health(free_port()), lambda: ready[0], lambda: {"frames_total": frames[0]}, service="ingest") as port,
         httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client,
     ):
         assert (await client.get("/healthz")).status_code == 200
@@ -39,7 +40,7 @@ async def test_the_paths_answer_what_the_service_says_now() -> None:
 
 
 async def test_a_client_that_says_nothing_or_too_much_holds_nobody_up() -> None:
-    async with health.serve(free_port(), lambda: True, dict, service="ingest") as port:
+    async with health.serve(Health(free_port()), lambda: True, dict, service="ingest") as port:
         _, silent = await asyncio.open_connection("127.0.0.1", port)
         reader, flood = await asyncio.open_connection("127.0.0.1", port)
         flood.write(b"x" * 20_000)
@@ -51,8 +52,8 @@ async def test_a_client_that_says_nothing_or_too_much_holds_nobody_up() -> None:
 
 
 async def test_port_0_means_no_server_but_names_are_checked_all_the_same() -> None:
-    async with health.serve(0, lambda: True, dict, service="ingest") as port:
+    async with health.serve(NOWHERE, lambda: True, dict, service="ingest") as port:
         assert port == 0
     with pytest.raises(UnknownMetric):
-        async with health.serve(0, lambda: True, lambda: {"typo": 1}, service="ingest"):
+        async with health.serve(NOWHERE, lambda: True, lambda: {"typo": 1}, service="ingest"):
             pass

@@ -43,9 +43,7 @@ class Turns(Generic[K]):
 async def serve(settings: Settings, stop: asyncio.Event) -> None:
     """Fill until `stop` is set, then deliver what was read."""
     work = _Work(settings)
-    async with health.serve(
-        settings.exchange.health_port, lambda: work.ready, work.shown, service="backfill", host=settings.exchange.health_host
-    ):
+    async with health.serve(settings.exchange.health, lambda: work.ready, work.shown, service="backfill"):
         if settings.every_seconds is None:
             work.ready, work.state = True, "KB_BACKFILL is off"
             await stop.wait()

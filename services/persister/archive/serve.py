@@ -43,9 +43,7 @@ T = TypeVar("T")
 async def serve(settings: Settings, stop: asyncio.Event) -> None:
     """Serve until `stop` is set, then write what waits and leave the group."""
     counters = Counters()
-    async with health.serve(
-        settings.health_port, lambda: counters.ready, counters.shown, service="archive", host=settings.health_host
-    ):
+    async with health.serve(settings.health, lambda: counters.ready, counters.shown, service="archive"):
         while not stop.is_set():
             try:
                 member = _Member(settings, counters, stop)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from kalshibook_core.archive.store import Store
 from kalshibook_core.kafka.cluster import Cluster
 from kalshibook_core.runtime import settings
+from kalshibook_core.runtime.settings import NOWHERE, Health
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +29,7 @@ class Settings:
     anew: bool = False
     repack_after: float = 21_600.0
     repack_grace: float = 86_400.0
-    health_port: int = 0
-    health_host: str = "127.0.0.1"
+    health: Health = NOWHERE
 
 
 def from_env(env: settings.Environment) -> Settings:
@@ -43,6 +43,5 @@ def from_env(env: settings.Environment) -> Settings:
         anew=settings.one_of(env, "KB_ARCHIVE_ANEW", ("0", "1"), "0") == "1",
         repack_after=settings.seconds(env, "KB_ARCHIVE_REPACK_AFTER", 21_600, minimum=0, maximum=86_400 * 365),
         repack_grace=settings.seconds(env, "KB_ARCHIVE_REPACK_GRACE", 86_400, minimum=0, maximum=86_400 * 365),
-        health_port=settings.health_port(env),
-        health_host=settings.health_host(env),
+        health=settings.health(env),
     )

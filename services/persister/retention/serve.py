@@ -32,9 +32,7 @@ T = TypeVar("T")
 async def serve(settings: Settings, stop: asyncio.Event) -> None:
     """Serve until `stop` is set; what is being compared then is left for the next start."""
     counters = Counters()
-    async with health.serve(
-        settings.health_port, lambda: counters.ready, counters.shown, service="retention", host=settings.health_host
-    ):
+    async with health.serve(settings.health, lambda: counters.ready, counters.shown, service="retention"):
         with suppress(Stopping):
             while not stop.is_set():
                 await _patiently(lambda: _session(settings, counters, stop), stop, counters)

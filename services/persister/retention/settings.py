@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from kalshibook_core.archive.store import Store
 from kalshibook_core.kafka.cluster import Cluster
 from kalshibook_core.runtime import settings
+from kalshibook_core.runtime.settings import NOWHERE, Health
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +23,7 @@ class Settings:
     store: Store
     hot_days: int = 0
     pause_seconds: float = 3600.0
-    health_port: int = 0
-    health_host: str = "127.0.0.1"
+    health: Health = NOWHERE
 
 
 def from_env(env: settings.Environment) -> Settings:
@@ -34,6 +34,5 @@ def from_env(env: settings.Environment) -> Settings:
         store=settings.archive(env),
         hot_days=settings.integer(env, "KB_HOT_DAYS", 0, minimum=0, maximum=36_500),
         pause_seconds=settings.seconds(env, "KB_RETENTION_SECONDS", 3600, minimum=0.1, maximum=86_400),
-        health_port=settings.health_port(env),
-        health_host=settings.health_host(env),
+        health=settings.health(env),
     )
