@@ -4,6 +4,8 @@ import asyncio
 import os
 import random
 import signal
+import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -131,6 +133,13 @@ async def test_kill_9_at_random_moments_repeats_and_loses_nothing(cluster, conne
         assert await service.drain() == 0
     assert await rows(connection) == expected(events)
     assert await connection.fetchval("SELECT count(*) FROM book_events_default") == 0
+
+
+async def test_killed_after_every_statement_the_tables_are_what_came_before_the_offset(database):
+    command = [sys.executable, "-m", "tests.support.dying_persister", database]
+    told = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=200, check=False)
+    assert told.returncode == 0, told.stderr
+    assert int(told.stdout) >= 30  # partitions are made, and a transaction
 
 
 async def test_connections_cut_at_random_moments_repeat_and_lose_nothing(cluster, connection, persister):

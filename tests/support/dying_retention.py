@@ -8,6 +8,7 @@ import asyncio
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ STATEMENTS = ("execute", "fetchval", "copy_records_to_table")  # BEGIN, COMMIT a
 COUNTED = {"book_events": "sum(events)", "tickers": "count(*)", "checkpoints": "count(*)"}
 
 
-def doom(n: int) -> None:
-    """Let this process be killed after its n-th statement; BEGIN and COMMIT are some."""
+def doom(n: int, statements: Sequence[str] = STATEMENTS) -> None:
+    """Let this process be killed after its n-th statement of these kinds; BEGIN and COMMIT are some."""
     left = n
 
     def step() -> None:
@@ -30,7 +31,7 @@ def doom(n: int) -> None:
         if not left:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    for name in STATEMENTS:
+    for name in statements:
         before = getattr(asyncpg.Connection, name)
 
         async def doomed(*arguments: Any, before: Any = before, **more: Any) -> Any:
