@@ -8,6 +8,7 @@ finds them busy waits, for `TIMEOUT` at the most.
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from typing import Final, NamedTuple, TypeVar
 
@@ -33,12 +34,14 @@ LAST: Final = """(SELECT last_version FROM cold_spans WHERE market_id = $1 AND t
 """The last version that was dropped of a market's day up to an instant; of the market $1, the instant $2."""
 
 _SPAN: Final = """
-SELECT m.ticker, s.partition, s.first_us, s.last_us, s.first_version, s.last_version, s.rows
+SELECT m.ticker, s.partition, s.first_us, s.last_us, s.first_version, s.last_version, s.rows, s.table_name
 FROM cold_spans s JOIN markets m ON m.id = s.market_id WHERE s.market_id = $1"""
 _BOOKS: Final = f"""{_SPAN} AND s.table_name = 'book_events' AND s.first_us < $3 AND s.last_us >= $2 AND s.last_version > $4
 ORDER BY s.first_version"""
-_CHECKPOINTS: Final = f"""{_SPAN} AND s.table_name = 'checkpoints' AND s.first_us <= $2
-ORDER BY s.first_us DESC, s.last_version DESC LIMIT 1"""
+_NEWEST: Final = " UNION ALL ".join(
+    f"({_SPAN} AND s.table_name = '{table}' AND s.first_us <= $2 ORDER BY s.first_us DESC, s.last_version DESC LIMIT 1)"
+    for table in ("checkpoints", "book_events")
+)
 _LATER: Final = f"{_SPAN} AND s.table_name = 'book_events' AND s.last_us > $2 ORDER BY s.first_us, s.first_version LIMIT 1"
 
 Answer = TypeVar("Answer")
@@ -55,6 +58,7 @@ class Span(NamedTuple):
     first_version: int
     last_version: int
     rows: int
+    table: str
 
     @property
     def place(self) -> Place:
@@ -80,12 +84,25 @@ class Cold:
         return [Span(*row) for row in await self._pool.fetch(_BOOKS, market_id, from_us, to_us, after_version, timeout=TIMEOUT)]
 
     async def checkpoint(self, market_id: int, at_us: int) -> Checkpoint | None:
-        """Return the newest checkpoint that was dropped and is not after an instant. Raise CorruptHistory."""
-        row = await self._pool.fetchrow(_CHECKPOINTS, market_id, at_us, timeout=TIMEOUT)
-        if row is None:
+        """Return the newest checkpoint that was dropped and is not after an instant. Raise CorruptHistory.
+
+        The events that will be folded into it are meanwhile fetched, so that a storage far away is waited for once.
+        """
+        rows = await self._pool.fetch(_NEWEST, market_id, at_us, timeout=TIMEOUT)
+        newest = {span.table: span for span in (Span(*row) for row in rows)}
+        if (span := newest.get("checkpoints")) is None:
             return None
-        span = Span(*row)
-        return await self._read(span, lambda past: past.checkpoint(span.place, at_us, span.rows))
+        reading = self._read(span, lambda past: past.checkpoint(span.place, at_us, span.rows))
+        found, _ = await asyncio.gather(reading, self._fetch(newest.get("book_events"), at_us))
+        return found
+
+    async def _fetch(self, span: Span | None, at_us: int) -> None:
+        """Have the file at hand that tells of a span at an instant; what is wrong with it is told to who reads it."""
+        if span is None:
+            return
+        last_us = min(at_us, span.last_us)
+        with suppress(Damaged, ApiError):
+            await self._raw(lambda past: past.parts(span.place, span.first_version, span.last_version, last_us, last_us + 1))
 
     async def books(self, span: Span, after_version: int, from_us: int, to_us: int) -> AsyncIterator[Books]:
         """Yield what a span has after a version and in [from_us, to_us), some at a time, in order. Raise CorruptHistory."""
