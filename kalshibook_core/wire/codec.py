@@ -14,7 +14,7 @@ import fastavro
 import orjson
 
 from kalshibook_core.wire import events
-from kalshibook_core.wire.varint import LAST, known_text, long, text
+from kalshibook_core.wire.varint import known_text, long, text
 
 _CLASSES: Final[dict[str, Any]] = {
     cls.__name__: cls
@@ -77,15 +77,6 @@ def _readers() -> dict[bytes, tuple[Any, Any, Any]]:
 
 _WRITERS = {cls: (_header(SCHEMAS[name]), _PARSED[name], cls._fields) for name, cls in _CLASSES.items()}
 _READERS = _readers()
-_DELTA = _WRITERS[events.BookDelta][0]
-# Four numbers of 56 bits side by side, each in a lane of 64; of each lane the half that moves up, of each half, of each quarter.
-_LOW_56 = (1 << 56) - 1
-_HALF, _QUARTER, _EIGHTH = (
-    int.from_bytes(lane.to_bytes(8, "little") * 4, "little")
-    for lane in (0x00FFFFFFF0000000, 0x0FFFC0000FFFC000, 0x3F803F803F803F80)
-)
-_GO_ON = int.from_bytes((b"\x80" * 7 + b"\0") * 3 + b"\x80" * 8, "little")
-_SINCE, _UNTIL = 1 << 48, 1 << 55  # times that take eight bytes, in microseconds: 1978 to 3111
 
 
 @lru_cache(maxsize=1 << 14)
@@ -93,11 +84,6 @@ def _stream(kind: str, gatherer: str, connection: int, generation: int, channel:
     # What all frames of one sid of one connection have in common: the front of a RawFrame.
     front = text(kind) + text(gatherer) + long(connection) + long(generation) + text(channel) + long(sid)
     return _WRITERS[events.RawFrame][0] + front
-
-
-@lru_cache(maxsize=1 << 14)
-def _source(gatherer: str, connection: int, generation: int, sid: int) -> bytes:
-    return text(gatherer) + long(connection) + long(generation) + long(sid)
 
 
 _time = lru_cache(maxsize=64)(long)  # frames that came at once have their times in common
@@ -134,54 +120,12 @@ def encode_raw(
     )
 
 
-@lru_cache(maxsize=1 << 18)
-def _market(ticker: str) -> bytes:
-    return _DELTA + text(ticker)
-
-
-@lru_cache(maxsize=1 << 15)
-def _level(side: int, price: int) -> bytes:
-    return long(side) + long(price)
-
-
-def _encode_delta(event: events.BookDelta) -> bytes:
-    (
-        ticker, version, effective_us, exchange_us, recv_us, side, price, delta, checksum,
-        gatherer, connection, generation, sid, seq, raw_offset,
-    ) = event  # fmt: skip
-    z = checksum << 1 if checksum >= 0 else ~(checksum << 1)
-    if _SINCE <= exchange_us <= effective_us < _UNTIL and _SINCE <= recv_us < _UNTIL and 0 < z >> 56 < 256:
-        # As nearly all are: the groups of seven bits of all four are pulled apart at once.
-        lanes = effective_us << 1 | exchange_us << 65 | recv_us << 129 | (z & _LOW_56) << 192
-        lanes += (lanes & _HALF) * 15
-        lanes += (lanes & _QUARTER) * 3
-        lanes += lanes & _EIGHTH
-        four = (lanes | _GO_ON).to_bytes(32, "little")
-        times, proof = four[:24], four[24:] + LAST[z >> 56]
-    else:
-        times, proof = long(effective_us) + long(exchange_us) + long(recv_us), long(checksum)
-    return b"".join(
-        (
-            _market(ticker),
-            long(version),
-            times,
-            _level(side, price),
-            long(delta),
-            proof,
-            _source(gatherer, connection, generation, sid),
-            long(seq),
-            long(raw_offset),
-        )
-    )
-
-
 def encode(event: events.Event) -> bytes:
     """Return the event as a Kafka value."""
-    # The two kinds made per frame are put together by hand, at half fastavro's cost or less (benchmarks/codec.py).
+    # The kind made of every frame is put together by hand, at half fastavro's cost or less (benchmarks/codec.py). Deltas are many
+    # as well: `columns.encoded` does a thousand at once.
     if type(event) is events.RawFrame:
         return encode_raw(*event)
-    if type(event) is events.BookDelta:
-        return _encode_delta(event)
     header, schema, fields = _WRITERS[type(event)]
     record = dict(zip(fields, event, strict=True))
     if isinstance(event, _LEVELS):

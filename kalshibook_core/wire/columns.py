@@ -1,22 +1,25 @@
-"""Many deltas decoded at once, as columns: for who reads them by the ten thousand and needs no object of each.
+"""Many deltas decoded or encoded at once, as columns: for who reads or writes them by the thousand.
 
-`deltas` reads exactly what `codec.decode` reads of a BookDelta under today's schema, at an eighth of its cost: the same field of
-all values is read together, in numpy.
+`deltas` reads exactly what `codec.decode` reads of a BookDelta under today's schema, at an eighth of its cost, and makes no
+object of each; `encoded` writes exactly what `codec.encode` does. The same field of all values is taken together, in numpy.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kalshibook_core.wire import codec, events
+from kalshibook_core.wire import codec
 from kalshibook_core.wire.codec import Undecodable
+from kalshibook_core.wire.events import BookDelta
+from kalshibook_core.wire.varint import long, text
 
 Longs: TypeAlias = NDArray[np.int64]
 Words: TypeAlias = NDArray[np.uint64]
 
-DELTA: Final = codec.header(events.BookDelta)
+DELTA: Final = codec.header(BookDelta)
 """What a value must begin with to be read here; a delta of an older schema is `codec.decode`'s."""
 
 _HEADER: Final = np.uint64(int.from_bytes(DELTA, "little"))
@@ -31,7 +34,13 @@ _CLOSE_UP: Final = tuple(  # the seven bits of each byte to one number: pairs of
     )
 )
 
+_LOW_56, _8, _16, _32, _56, _256 = (np.uint64(number) for number in (2**56 - 1, 8, 16, 32, 56, 256))
+
 _PADDING: Final = 256
+_TOGETHER: Final = 1000
+"""Events that are encoded together: as many as the processor's cache holds the rows of."""
+
+_ROW: Final = 112  # bytes: ten numbers of ten at most, and what is written too much
 
 
 def words(joined: bytes) -> Words:
@@ -89,6 +98,63 @@ def deltas(values: Sequence[bytes]) -> Deltas:
     except UnicodeDecodeError as error:
         raise Undecodable("a ticker among many is not UTF-8") from error
     return Deltas(tickers, market, *numbers)
+
+
+def encoded(events: Sequence[BookDelta]) -> list[bytes]:
+    """Return each event as a Kafka value. Raises OverflowError if a number has more than 64 bits."""
+    return [value for at in range(0, len(events), _TOGETHER) for value in _encoded(events[at : at + _TOGETHER])]
+
+
+def _encoded(events: Sequence[BookDelta]) -> Iterator[bytes]:
+    tickers, *first, gatherers, connections, generations, sids, seqs, offsets = zip(*events, strict=True)
+    count, columns = len(events), (*first, seqs, offsets)
+    numbers = np.empty((len(columns), count), np.int64)
+    for row, column in zip(numbers, columns, strict=True):
+        row[:] = np.fromiter(column, np.int64, count)
+    eight, two, sizes = _varints(numbers)
+    # Each event's numbers in a row of its own, those behind its source after the others. A number is written with more bytes than
+    # it has; the next one is written over those that are none of its.
+    written = bytearray(count * _ROW)
+    word = np.ndarray((len(written) - 7,), "<u8", written, strides=(1,))
+    rows = np.arange(0, len(written), _ROW)
+    ends = rows + np.cumsum(sizes, axis=0)
+    for begins, number, rest in zip(ends - sizes, eight, two, strict=True):
+        word[begins] = number
+        if (longer := np.flatnonzero(rest)).size:
+            word[begins[longer] + 8] = rest[longer]
+    done = bytes(written)
+    cuts = zip(rows.tolist(), ends[len(first) - 1].tolist(), ends[-1].tolist(), strict=True)
+    sources = map(_source, gatherers, connections, generations, sids)
+    for market, source, (begin, middle, end) in zip(map(_market, tickers), sources, cuts, strict=True):
+        yield b"".join((market, done[begin:middle], source, done[middle:end]))
+
+
+def _varints(numbers: Longs) -> tuple[Words, Words, Longs]:
+    """Return each number as a zig-zag varint: its first eight bytes, the two after those, and how many it has."""
+    zigzag = ((numbers << 1) ^ (numbers >> 63)).view(np.uint64)
+    high = zigzag >> _56
+    spread = zigzag & _LOW_56
+    for low, up, shift in reversed(_CLOSE_UP):
+        spread = (spread & low) | ((spread << shift) & up)
+    used = spread | (spread >> _8)  # of each byte that is used or before one, some bit
+    used |= used >> _16
+    used |= used >> _32
+    tops = (used + ~_TOPS) & _TOPS
+    sizes = np.maximum(np.bitwise_count(tops), 1).astype(np.int64)
+    ten = high > _SEVEN_BITS
+    longer = high != 0
+    eight = spread | np.where(longer, _TOPS, tops >> _8)
+    return eight, np.where(ten, high | _256, high), np.where(longer, 9 + ten, sizes)
+
+
+@lru_cache(maxsize=1 << 18)
+def _market(ticker: str) -> bytes:
+    return DELTA + text(ticker)
+
+
+@lru_cache(maxsize=1 << 14)
+def _source(gatherer: str, connection: int, generation: int, sid: int) -> bytes:
+    return text(gatherer) + long(connection) + long(generation) + long(sid)
 
 
 class _Cursor:

@@ -25,7 +25,7 @@ from collections import Counter, defaultdict
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import structlog
 
@@ -37,7 +37,7 @@ from kalshibook_core.kafka.producer import Producer
 from kalshibook_core.kafka.topics import Topic
 from kalshibook_core.runtime import clock, health, logs
 from kalshibook_core.runtime.metrics import Counters
-from kalshibook_core.wire import codec
+from kalshibook_core.wire import codec, columns
 from kalshibook_core.wire.events import BookDelta, BookSnapshot, Gap, Lifecycle, RawFrame, Ticker, Trade
 from kalshibook_core.wire.raw import RawReader
 from services.deduplicator.alignment import Gatherer
@@ -262,25 +262,34 @@ class Member:
         ours.unsaved, ours.saved_at = 0, clock.monotonic()
 
     def _receive(self, number: int, partition: Partition, producer: Producer, records: list[Record]) -> None:
-        encode, partitions, deltas = codec.encode, self._cluster.partitions, 0
-        made: defaultdict[Topic, list[tuple[bytes, bytes, int]]] = defaultdict(list)  # all are this partition's markets'
-        books = made[topics.BOOK]
+        partitions, tally = self._cluster.partitions, self._tally
+        made: defaultdict[Topic, list[tuple[Any, int]]] = defaultdict(list)  # all are this partition's markets'
+        books = made[topics.BOOK].append
         for record, event in partition.events(records, self._reader, lambda key: partition_of(key, partitions) == number):
-            kind = type(event)
             if isinstance(event, BookDelta):
-                deltas += 1
-                books.append((event[0].encode(), encode(event), record.timestamp))
+                books((event, record.timestamp))
                 continue
-            self._tally[kind.__name__] += 1
-            topic = _TOPICS.get(kind)
+            topic = _TOPICS.get(type(event))
             if topic is None:
                 assert isinstance(event, Gap)
                 topic = topics.BOOK if event.version else topics.TRADES
-            made[topic].append((event.market_ticker.encode(), encode(event), record.timestamp))  # type: ignore[union-attr]
-        self._tally["frames"] += len(records)
-        self._tally["BookDelta"] += deltas
+            made[topic].append((event, record.timestamp))
+        tally["frames"] += len(records)
         for topic, rows in made.items():
-            producer.extend(topic, number, rows)
+            tally.update(type(event).__name__ for event, _ in rows)
+            deltas = iter(columns.encoded([event for event, _ in rows if isinstance(event, BookDelta)]))
+            producer.extend(
+                topic,
+                number,
+                [
+                    (
+                        event.market_ticker.encode(),
+                        next(deltas) if isinstance(event, BookDelta) else codec.encode(event),
+                        timestamp,
+                    )
+                    for event, timestamp in rows
+                ],
+            )
 
 
 def _add(figure: dict[str, int | float], gatherer: str, value: int | float) -> None:

@@ -1,4 +1,6 @@
-"""Deltas decoded together say what each says alone, and nothing that is no delta is taken for one."""
+"""Deltas decoded or encoded together are what each is alone, and nothing that is no delta is taken for one."""
+
+from itertools import product
 
 import pytest
 from hypothesis import example, given
@@ -25,6 +27,29 @@ def test_together_is_as_one_by_one(events):
     read = columns.deltas(values)
     assert told(read) == [tuple(codec.decode(value)[:9]) for value in values]
     assert len(set(read.tickers)) == len(read.tickers)
+
+
+@given(DELTAS)
+def test_together_they_are_encoded_as_one_by_one(events):
+    assert columns.encoded(events) == [codec.encode(event) for event in events]
+
+
+def test_they_are_encoded_as_avro_has_it_wherever_a_number_gets_another_length():
+    now = 1_800_000_000_000_000
+    usual = BookDelta("KXA-1", 7, now, now, now + 1, 1, 4800, -5400, 2**62 + 5, "g1", 3, now, 2, 500_000, 900_000)
+    edges = [sign * 2 ** (7 * n - 1) + near for n in range(1, 10) for sign in (1, -1) for near in (-1, 0)]
+    edges += [0, 2**63 - 1, -(2**63)]
+    fields = [field for field in (*usual._fields[1:9], "seq", "raw_offset") if field not in ("side", "price")]
+    events = [usual._replace(**{field: edge}) for field, edge in product(fields, edges)]
+    events += [usual._replace(effective_us=a, exchange_us=b, checksum=a, raw_offset=b) for a, b in product(edges, edges)]
+    assert columns.encoded(events) == [codec.encode(event) for event in events]
+    assert columns.encoded(events[:1]) == [codec.encode(events[0])]
+
+
+@pytest.mark.parametrize("number", [2**63, -(2**63) - 1])
+def test_a_number_that_does_not_fit_is_not_encoded(number):
+    with pytest.raises(OverflowError):
+        columns.encoded([A, A._replace(delta=number)])
 
 
 A = BookDelta("KXA", 7, 10**15, 10**15, 10**15 + 9, 1, 4800, -5, 2**62, "g1", 0, 1, 2, 3, 4)
