@@ -20,6 +20,7 @@ from kalshibook_core.kafka import admin, topics
 from kalshibook_core.kafka.cluster import Cluster
 from kalshibook_core.kafka.consumer import Consumer
 from kalshibook_core.kafka.producer import Producer
+from kalshibook_core.runtime.settings import NOWHERE
 from kalshibook_core.wire import codec
 from kalshibook_core.wire.events import RawFrame
 from services.deduplicator.serve import Member
@@ -66,7 +67,7 @@ class _Clock:
 
 
 async def _ours(cluster: Cluster) -> tuple[float, float]:
-    member, stop = Member(Settings(cluster, BATCH, 20, 50_000, 10_000, 300_000_000, 50_000, "127.0.0.1", 0)), asyncio.Event()
+    member, stop = Member(Settings(cluster, BATCH, 20, 50_000, 10_000, 300_000_000, 50_000, NOWHERE)), asyncio.Event()
 
     async def watch() -> tuple[float, float]:
         while not member.ready():  # noqa: ASYNC110  (watched from outside, as a supervisor would)

@@ -19,6 +19,7 @@ from kalshibook_core.kafka.consumer import Consumer, TopicPartition
 from kalshibook_core.kafka.producer import Producer
 from kalshibook_core.kafka.reader import read_partition
 from kalshibook_core.runtime import metrics
+from kalshibook_core.runtime.settings import NOWHERE
 from kalshibook_core.wire import codec
 from kalshibook_core.wire.events import BookDelta, BookSnapshot, Gap, Lifecycle, RawFrame, Ticker, Trade
 from kalshibook_tools.verify import copies, truth
@@ -219,7 +220,7 @@ async def test_a_gatherer_that_lies_is_told_by_name(cluster: Cluster) -> None:
     for at, lie in ((11_000_000, 100), (12_000_000, 100), (13_000_000, 777)):
         raws += [source.delta(at, "yes", 4800, lie if source is b else 100) for source in (a, b, c)]
     await publish(cluster, 0, raws)
-    member, stop = Member(Settings(cluster, 100, 0, 100, 1000, 300_000_000, 1000, "127.0.0.1", 0)), asyncio.Event()
+    member, stop = Member(Settings(cluster, 100, 0, 100, 1000, 300_000_000, 1000, NOWHERE)), asyncio.Event()
     metrics.check("deduplicator", member.counters())
     async with asyncio.TaskGroup() as tasks, asyncio.timeout(DEADLINE):
         tasks.create_task(member.run(stop))
