@@ -78,6 +78,7 @@ class Process:
         with contextlib.suppress(FileNotFoundError):
             if program.log.stat().st_size > LOG_LIMIT:
                 program.log.replace(program.log.with_name(program.log.name + ".1"))
+        self._child = None
         try:
             with program.log.open("ab") as log:
                 self._log_start = log.tell()
@@ -92,6 +93,10 @@ class Process:
                 )
             remember(program.pid_file, self._child.pid)
         except OSError as error:
+            if self._child is not None:  # nobody would know of it
+                self._child.kill()
+                await self.wait()
+                self._child = None
             hint = "; make room on the disk" if error.errno == errno.ENOSPC else ""
             raise StackError(f"{program.name} cannot be started: {error}{hint}") from error
 

@@ -1,7 +1,8 @@
 """One process that is kept running: asked every second how it is, started again with backoff when it dies.
 
 Promises: a process that ends though nobody asked it to is told with the log line that explains it, counted, and started
-again after 0.5 s, doubling to 30 s until it has lived a minute; a process that is stopped is not started again.
+again after 0.5 s, doubling to 30 s until it has lived a minute, and also where that failed, as on a full disk; a process that is
+stopped is not started again.
 """
 
 import asyncio
@@ -11,7 +12,7 @@ from typing import Any
 
 import httpx
 
-from kalshibook_tools.stack import Process, Progress
+from kalshibook_tools.stack import Process, Progress, StackError
 
 BACKOFF_SECONDS = (0.5, 30.0)
 """The first wait before a restart, and the longest."""
@@ -106,15 +107,27 @@ class Kept:
             deaths = 1 if clock() - since > FORGIVEN_AFTER else deaths + 1
             self.restarts += 1
             self.state = "restarting"
-            self._progress(f"{self._process.exited()}; started again in {backoff(deaths):g} s")
+            why: StackError | None = self._process.exited()
+            while why is not None:
+                self._progress(f"{why}; started again in {backoff(deaths):g} s")
+                try:
+                    async with asyncio.timeout(backoff(deaths)):
+                        await self._stopping.wait()
+                        return
+                except TimeoutError:
+                    why = await self._again()
+                    deaths += why is not None
+
+    async def _again(self) -> StackError | None:
+        """Start it once more; return what kept it from that."""
+        async with self._starting:
             try:
-                async with asyncio.timeout(backoff(deaths)):
-                    await self._stopping.wait()
-            except TimeoutError:
-                async with self._starting:
-                    if not self._stopping.is_set():
-                        self._process, self._ask = self._make()
-                        await self._process.start()
+                if not self._stopping.is_set():
+                    self._process, self._ask = self._make()
+                    await self._process.start()
+            except StackError as error:
+                return error
+        return None
 
     async def stop(self, within: float | None = None) -> None:
         """Ask it to drain and end, past its deadline (or `within` seconds) kill it, and wait for the end."""

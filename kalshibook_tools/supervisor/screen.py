@@ -6,6 +6,7 @@ few seconds, so that a file of it stays small.
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 
 from rich.console import Console
 from rich.live import Live
@@ -34,8 +35,9 @@ class Screen:
             self._live.stop()
 
     def tell(self, line: str) -> None:
-        """Print a line that stays."""
-        self.console.print(line, markup=False)
+        """Print a line that stays, if the disk it may go to is not full."""
+        with suppress(OSError):
+            self.console.print(line, markup=False)
 
     def show(self, line: str) -> None:
         """Show what is true now, in place of what was."""

@@ -90,7 +90,7 @@ class _Supervisor:
             self.addresses = stack.addresses
             exits.push_async_callback((history := History(stack.addresses.postgres)).close)
             client = await exits.enter_async_context(httpx.AsyncClient())
-            # Behind the group, so that whatever ends it (a full disk fails `_look`) cannot cut the drain short.
+            # Behind the group, so that whatever ends it cannot cut the drain short.
             exits.push_async_callback(self._drain)
             async with asyncio.TaskGroup() as tasks:
                 self._background.append(tasks.create_task(self._look(client, history)))
@@ -248,7 +248,10 @@ class _Supervisor:
                 before, frames = now, counted
                 if self.greeted and not self.draining and (self.recording is None or self.recording.done):
                     self.told.show(self._line(rate))
-            self.write(self.state)
+            try:
+                self.write(self.state)
+            except SupervisorError as full:  # what runs goes on, and is told of again when there is room
+                self.told.show(str(full))
             await asyncio.sleep(1)
 
     def _counter(self, name: str, *counters: str) -> int:

@@ -4,9 +4,11 @@ import contextlib
 import json
 import os
 import re
+import resource
 import shlex
 import signal
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -247,6 +249,24 @@ async def test_bad_input_is_kept_counted_and_told_and_ends_nothing(tmp_path: Pat
         assert (await up.client.post(f"{control}/faults", json=off_grid)).status_code == 200
         await equal_to_the_truth(up)
         assert {service["restarts"] for service in up.state()["services"].values()} == {0}
+
+        # A full disk under KB_HOME ends nothing; what dies meanwhile is started again when there is room.
+        assert up.process is not None
+        limit = resource.prlimit(up.process.pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(up.process.pid, resource.RLIMIT_FSIZE, (0, limit[1]))
+        os.kill(up.pids()["gateway"], signal.SIGKILL)
+
+        async def is_full() -> bool:
+            return time.time() - (home / "state.json").stat().st_mtime > 3  # noqa: TID251
+
+        await until(is_full)
+        resource.prlimit(up.process.pid, resource.RLIMIT_FSIZE, limit)
+
+        async def back() -> bool:
+            gateway = up.state()["services"]["gateway"]
+            return bool(gateway["restarts"]) and gateway["state"] == "running"
+
+        await until(back)
 
         unknown = await up.get("/v1/orderbook/NO-SUCH")
         bad = await up.get(f"/v1/orderbook/{ticker}", at="yesterday")

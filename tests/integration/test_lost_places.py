@@ -1,6 +1,7 @@
 """A log that has lost records and an archive that is not in its place are told, and nothing goes on as if they had not been."""
 
 import asyncio
+import resource
 import signal
 from pathlib import Path
 
@@ -99,14 +100,14 @@ async def test_the_archive_halts_where_records_or_it_itself_are_gone(cluster, tm
 
         return there
 
+    async def waits() -> bool:
+        return await service.counter("store") == "away"
+
     async with Service("persister.archive", cluster, tmp_path / "archive.log", **env) as service:
         await until(archived(30))
         place.rename(away)  # the mount goes: what comes is written to no other place
         place.mkdir()
         await produce(cluster, topics.RAW, frames[30:60])
-
-        async def waits() -> bool:
-            return await service.counter("store") == "away"
 
         await until(waits)
         assert not list(place.iterdir())
@@ -147,6 +148,13 @@ async def test_the_archive_halts_where_records_or_it_itself_are_gone(cluster, tm
         "persister.archive", cluster, tmp_path / "2.log", **env | {"KB_ARCHIVE": str(place), "KB_ARCHIVE_ANEW": "1"}
     ) as service:
         await until(archived(90))
+        limit = resource.prlimit(service.process.pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(service.process.pid, resource.RLIMIT_FSIZE, (0, limit[1]))  # as on a full disk
+        await produce(cluster, topics.RAW, frames[:30])
+        await until(waits)
+        assert await archived(90)()
+        resource.prlimit(service.process.pid, resource.RLIMIT_FSIZE, limit)
+        await until(archived(120))
         service.send(signal.SIGSTOP)
         client = AIOKafkaAdminClient(bootstrap_servers=cluster.brokers)
         await client.start()
@@ -157,6 +165,6 @@ async def test_the_archive_halts_where_records_or_it_itself_are_gone(cluster, tm
         await admin.ensure_topics(cluster)
         service.send(signal.SIGCONT)
         await until(halted(service, "the log ends at 0"))
-        assert await service.counter("lost_records") == 90
-        assert await archived(90)()
+        assert await service.counter("lost_records") == 120
+        assert await archived(120)()
         assert await service.drain() == 0
