@@ -3,7 +3,8 @@
 Each canonical event names the raw record it was made of, and of each raw record it is known which event of the truth it carried,
 so nothing is compared by likeness: of a thousand equal deltas in one microsecond the right one must stand in the right place.
 
-    lost        events that are not in the stream although no gap is told there
+    lost        events that are not in the stream although no gap is told there; trades too, unless a copy that stands to the end
+                may yet tell them
     extra       events that are in it twice, or where they do not belong
     wrong       an event whose content, time, version or checksum is not the true one; a gap whose cause was none
     false_gaps  gaps told although a copy stood there that was known to be whole: it had two timestamps in common with the log, or
@@ -73,7 +74,10 @@ class _Market:
     """What is true of a market, what its copies delivered so far, and how far the log is."""
 
     events: list[Event] = field(default_factory=list)
-    trades: set[str] = field(default_factory=set)
+    trades: dict[str, int] = field(default_factory=dict)
+    trade_gaps: list[Gap] = field(default_factory=list)
+    vouched: dict[tuple[str, int], int] = field(default_factory=dict)  # since when, by copy and connection
+    vouched_us: int = 1 << 62  # since when a copy did first
     runs: dict[tuple[str, int], _Run] = field(default_factory=dict)  # by copy and connection
     heard: set[int] = field(default_factory=set)
     heard_trades: set[str] = field(default_factory=set)
@@ -102,7 +106,7 @@ def compare(
         if messages.CHANNEL_OF_TYPE[event.kind] == BOOK:
             market.events.append(event)
         else:
-            market.trades.add(event.trade_id)
+            market.trades[event.trade_id] = event.us // 1000 * 1000  # as the stream says it
     result, partition, numbers = Result(), Partition(limits=limits), list[int]()
     counts, started = result.counts, set[str]()
     given, after = tee(told)
@@ -120,6 +124,7 @@ def compare(
                 market = markets[made.market_ticker]
                 if isinstance(made, Gap) and not made.version:
                     counts["trade_gaps"] += 1
+                    market.trade_gaps.append(made)
                 else:
                     _Check(result, market, limits, numbers, raw, ended).take(made)
             elif isinstance(made, Trade):
@@ -138,8 +143,14 @@ def compare(
             waits = sum(1 for n in market.heard if n > market.number)
             counts["unfinished"] += tail - waits
             counts["waiting"] += waits
-        for trade_id in market.heard_trades - market.traded:
-            result.differs("lost", f"trade {trade_id}")
+        for trade_id in market.trades.keys() - market.traded:
+            us = market.trades[trade_id]
+            if trade_id in market.heard_trades:
+                result.differs("lost", f"trade {trade_id}")
+            elif any(gap.start_us <= us <= (us if gap.end_us is None else gap.end_us) for gap in market.trade_gaps):
+                counts["trades_unseen"] += 1
+            elif us >= market.vouched_us and not any(since_us <= us for since_us in market.vouched.values()):
+                result.differs("lost", f"trade {trade_id} at {us}, that no copy heard, with no gap told")
     counts["records"] = len(numbers)
     for gatherer in partition.lives.gatherers.values():
         counts["contradictions"] += gatherer.contradictions
@@ -174,6 +185,8 @@ def _hear(market: _Market, raw: RawFrame, number: int, offset: int, started: boo
     """Follow what a copy delivers, which `started` or never said so; return the run that this record ends."""
     if raw.kind == "FRAME" and raw.channel == TRADES and b'"type":"trade"' in raw.payload:
         market.heard_trades.add(messages.envelope(raw.payload).msg["trade_id"])
+    if raw.channel == TRADES:
+        _vouch(market, raw)
     if raw.channel != BOOK or raw.kind == "STALE":
         return None
     ended = None
@@ -197,10 +210,20 @@ def _hear(market: _Market, raw: RawFrame, number: int, offset: int, started: boo
     return ended
 
 
+def _vouch(market: _Market, raw: RawFrame) -> None:
+    """Follow which connections of the copies vouch for the market's trades, and since when."""
+    if raw.kind == "RESUME":
+        market.vouched[raw.gatherer, raw.connection] = raw.clock_us
+        market.vouched_us = min(market.vouched_us, raw.clock_us)
+    elif raw.kind == "BREAK":
+        market.vouched.pop((raw.gatherer, raw.connection), None)
+
+
 def _start(market: _Market, gatherer: str) -> None:
     """A copy's new process has ended all that the one before delivered."""
     market.causes.add(Cause.DISCONNECT)
     market.runs = {where: run for where, run in market.runs.items() if where[0] != gatherer}
+    market.vouched = {where: since for where, since in market.vouched.items() if where[0] != gatherer}
 
 
 @dataclass(slots=True)

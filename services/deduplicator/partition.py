@@ -309,6 +309,7 @@ class Partition:
         except messages.UnparsableFrame as error:
             self._notice("unparsable_trade", raw, error.why)
             return self.market(raw.market_ticker).trades.unreadable(raw, offset, message.exchange_us)
+        self.market(raw.market_ticker).trades.heard(raw, exchange_us)
         if trade_id in self.window:
             self.tally["trade_repeats"] += 1
             return []
@@ -421,7 +422,7 @@ class Partition:
         if raw.channel == BOOK and not market.book.ended:
             return self._waited(market.book, market.book.broken(raw, offset))
         if raw.channel == TRADES:
-            return market.trades.broken(raw, offset, self.window.latest_us(raw.market_ticker))
+            return market.trades.broken(raw, offset)
         return []
 
     def _resume(self, raw: RawFrame, offset: int) -> Sequence[Event]:
@@ -430,7 +431,7 @@ class Partition:
         market = self.market(raw.market_ticker)
         if raw.gatherer.startswith(IMPORTED) and not market.book.admits(raw):
             return []
-        return market.trades.resumed(raw, offset, self.window.latest_us(raw.market_ticker))
+        return market.trades.resumed(raw, offset)
 
     def _start(self, raw: RawFrame, offset: int) -> Sequence[Event]:
         made: list[Event] = []
@@ -440,7 +441,7 @@ class Partition:
             if any(name == raw.gatherer for name, _ in (*book.sources, *trades.vouchers)):
                 self.changed.add(ticker)
                 made += self._waited(book, book.started(raw, offset))
-                made += trades.started(raw, offset, self.window.latest_us(ticker))
+                made += trades.started(raw, offset)
         return made
 
     def _other(self, message: messages.Envelope) -> Sequence[Event]:

@@ -2,20 +2,26 @@
 
 A trade is unique by its id, whoever brings it and however late. That a trade is missing is known from the gatherers alone: a
 RESUME says that one vouches for the market's trades from then on, a BREAK that it does no longer. What nobody vouched for is a
-gap. A START, or a RESUME of the connection's next generation, that no BREAK came before (the gatherer was killed) is a BREAK too.
-Of a market that has ended a BREAK tells what was lost before its end, and a kill nothing.
+gap, and told as soon as nobody is left who may have it, be it far behind. A START, or a RESUME of the connection's next
+generation, that no BREAK came before (the gatherer was killed) is a BREAK too. Of a market that has ended a BREAK tells what was
+lost before its end, and a kill nothing.
 """
 
 from collections import Counter, deque
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
-from kalshibook_core.wire.events import IMPORTED, LAG_US, TRADES, Cause, Gap, RawFrame, Trade
+from kalshibook_core.wire.events import IMPORTED, LAG_US, TRADES, Cause, Gap, RawFrame, RawKind, Trade
 from services.deduplicator.alignment import Life, Lives
+
+MOST: Final = 100
+"""Spans that one market's trades are divided in; it takes so many connections to come while one stands."""
+
+_NEVER: Final = 1 << 62
 
 
 class TradeWindow:
-    """The last `size` trades that connections delivered in a partition: their ids, and the time of each market's latest.
+    """The ids of the last `size` trades that connections delivered in a partition.
 
     It is a function of the tail of kalshi.trades.v1 alone, so a restart rebuilds it exactly. A repeat that comes more than `size`
     trades after its original is not recognised; one trade's repeats lie seconds apart at most.
@@ -26,7 +32,6 @@ class TradeWindow:
         self.size = size
         self._order: deque[Trade] = deque()
         self._ids: set[str] = set()
-        self._latest: dict[str, Trade] = {}
 
     def __contains__(self, trade_id: str) -> bool:
         return trade_id in self._ids
@@ -36,32 +41,25 @@ class TradeWindow:
         if len(self._order) >= self.size:
             oldest = self._order.popleft()
             self._ids.discard(oldest.trade_id)
-            if self._latest.get(oldest.market_ticker) is oldest:
-                del self._latest[oldest.market_ticker]
         self._order.append(trade)
         self._ids.add(trade.trade_id)
-        self._latest[trade.market_ticker] = trade
 
     @property
     def held(self) -> list[Trade]:
         """The trades in it, in their order."""
         return list(self._order)
 
-    def latest_us(self, ticker: str) -> int:
-        """Return the exchange time of the market's latest trade, 0 where none is in the window."""
-        trade = self._latest.get(ticker)
-        return trade.exchange_us if trade else 0
-
 
 class Voucher:
     """A connection that vouches, or vouched last, for a market's trades: since when."""
 
-    __slots__ = ("life", "since_us", "unread_us", "vouches")
+    __slots__ = ("heard_us", "life", "since_us", "unread_us", "vouches")
 
-    def __init__(self, life: Life, since_us: int, vouches: bool = True, unread_us: int = -1) -> None:
+    def __init__(self, life: Life, since_us: int, vouches: bool = True, unread_us: int = -1, heard_us: int = 0) -> None:
         """Make a voucher from the exchange time `since_us` on."""
         self.life, self.since_us, self.vouches = life, since_us, vouches
         self.unread_us = unread_us  # the time of the last trade that it could not read
+        self.heard_us = heard_us  # of the latest that it delivered, known already or not
 
 
 def _hears(voucher: Voucher, leaving: str) -> bool:
@@ -70,9 +68,14 @@ def _hears(voucher: Voucher, leaving: str) -> bool:
 
 
 class TradeLog:
-    """What is known of the completeness of one market's trades."""
+    """What is known of the completeness of one market's trades.
 
-    __slots__ = ("_lives", "ended_us", "gap_cause", "gap_start_us", "since_us", "tally", "ticker", "until_us", "vouchers")
+    `spans` are what nobody who has left had delivered, and no gap yet: each rests on those who vouch and came before it. The last
+    has no end. Who comes begins another, so that each rests on the same ones throughout; who leaves takes from each that rested
+    on it what it had delivered; and what rests on nobody is a gap.
+    """
+
+    __slots__ = ("_lives", "begun_us", "ended_us", "gap_cause", "gap_start_us", "spans", "tally", "ticker", "vouchers")
 
     def __init__(self, ticker: str, tally: Counter[str], lives: Lives) -> None:
         """Make the log of a market whose trades nobody vouched for yet."""
@@ -80,25 +83,33 @@ class TradeLog:
         self.tally = tally
         self._lives = lives
         self.vouchers: dict[tuple[str, int], Voucher] = {}  # by gatherer and connection
-        self.since_us = 0  # up to this instant everything is vouched for or told as a gap
-        self.until_us = 0  # up to this instant those who no longer vouch had delivered everything
+        self.begun_us = _NEVER  # from here on somebody vouched once
+        self.spans: list[tuple[int, int]] = []  # (start, end), by their start
         self.gap_start_us: int | None = None
         self.gap_cause: str | None = None
         self.ended_us = 0  # from this instant on nothing trades any more, 0 while it may
 
-    def broken(self, raw: RawFrame, offset: int, latest_us: int) -> list[Gap]:
-        """Return the gap that a BREAK makes; `latest_us` is the market's latest trade."""
+    def heard(self, raw: RawFrame, exchange_us: int) -> None:
+        """Take a trade that a connection delivered in order: up to then it has delivered them all."""
+        voucher = self.vouchers.get(raw[1:3])
+        if voucher is None or voucher.life.generation != raw.generation or raw.kind != RawKind.FRAME:
+            return
+        voucher.heard_us = max(voucher.heard_us, exchange_us)
+
+    def broken(self, raw: RawFrame, offset: int) -> list[Gap]:
+        """Return the gaps that a BREAK makes."""
         voucher = self.vouchers.get(raw[1:3])
         if voucher is None or not voucher.vouches or voucher.life.generation > raw.generation:
             return []
         if voucher.life.generation < raw.generation:
-            return self._killed([voucher], raw, offset, latest_us)
+            return self._killed([voucher], raw, offset)
         voucher.vouches = False
         if raw.detail == Cause.MOVED:
             del self.vouchers[raw[1:3]]
-        return self._lost(raw, offset, raw.detail, max(latest_us, raw.clock_us - LAG_US))
+        self._delivered(voucher, max(raw.clock_us - LAG_US, voucher.heard_us))
+        return self._gaps(raw, offset, raw.detail)
 
-    def resumed(self, raw: RawFrame, offset: int, latest_us: int) -> list[Gap]:
+    def resumed(self, raw: RawFrame, offset: int) -> list[Gap]:
         """Return the gaps that a RESUME makes or closes."""
         gatherer, connection, generation = raw[1:4]
         if raw[2:4] in self._lives.gatherer(gatherer).over:
@@ -107,27 +118,30 @@ class TradeLog:
         newest = max((each.life.generation for each in before if each.vouches or each.life.connection == connection), default=0)
         if newest > generation or any(each.vouches and each.life.generation == generation for each in before):
             return []
-        made = self._killed(before, raw, offset, latest_us)
+        made = self._killed(before, raw, offset)
         for each in before:
             del self.vouchers[each.life.name[:2]]
         self.vouchers[gatherer, connection] = Voucher(self._lives.of(gatherer, connection, generation), raw.clock_us)
+        if raw.clock_us < self.begun_us:
+            self.spans.insert(0, (raw.clock_us, self.begun_us))
+            self.begun_us = raw.clock_us
+        self._divide(raw.clock_us)
         if self.gap_start_us is not None:
-            made.append(self._close(raw, offset, raw.clock_us))
-        self.since_us = max(self.since_us, min(each.since_us for each in self.vouchers.values() if each.vouches))
+            made += self._end(raw, offset, raw.clock_us)
         return made
 
-    def started(self, raw: RawFrame, offset: int, latest_us: int) -> list[Gap]:
-        """Return the gap that a gatherer's START makes: no connection of the process before it vouches any longer."""
+    def started(self, raw: RawFrame, offset: int) -> list[Gap]:
+        """Return the gaps that a gatherer's START makes: no connection of the process before it vouches any longer."""
         before = [each for each in self.vouchers.values() if each.life.gatherer.name == raw.gatherer]
-        made = self._killed(before, raw, offset, latest_us)
+        made = self._killed(before, raw, offset)
         for each in before:
             del self.vouchers[each.life.name[:2]]
         return made
 
     def ended(self, raw: RawFrame, offset: int) -> list[Gap]:
-        """Return the gap that closes because nothing trades any more and nobody will resume."""
+        """Return the gaps that close because nothing trades any more and nobody will resume."""
         self.ended_us = raw.clock_us
-        return [] if self.gap_start_us is None else [self._close(raw, offset, raw.clock_us)]
+        return [] if self.gap_start_us is None else self._end(raw, offset, raw.clock_us)
 
     def unreadable(self, raw: RawFrame, offset: int, exchange_us: int) -> list[Gap]:
         """Return the gap of a trade frame without readable content: the microsecond it happened in, or as long as it may lag.
@@ -142,31 +156,60 @@ class TradeLog:
             return []
         for each in self.vouchers.values():
             each.unread_us = -1
-        start_us = exchange_us or max(self.since_us, raw.clock_us - LAG_US)
+        start_us = exchange_us or max(voucher.since_us, raw.clock_us - LAG_US)
         opened = self._open(raw, offset, Cause.PARSE_FAILURE, start_us)
         return [opened, self._close(raw, offset, start_us + 1 if exchange_us else raw.clock_us)]
 
-    def _killed(self, vouchers: Sequence[Voucher], raw: RawFrame, offset: int, latest_us: int) -> list[Gap]:
-        """These ended without a word, perhaps long after their connections' last event."""
-        alive_us = [each.life.newest_us - LAG_US for each in vouchers if each.vouches]
-        for each in vouchers:
+    def _killed(self, vouchers: Sequence[Voucher], raw: RawFrame, offset: int) -> list[Gap]:
+        """These ended without a word, perhaps long after their connections' last event: who came before that takes over."""
+        left = [each for each in vouchers if each.vouches]
+        for each in left:
             each.vouches = False
-        if not alive_us or self.ended_us:
-            return []
-        return self._lost(raw, offset, Cause.DISCONNECT, latest_us, max(alive_us))
+        others = [each.since_us for each in self._standing(raw)]
+        for each in left:
+            alive_us = each.life.newest_us - LAG_US
+            self._delivered(each, alive_us if others and min(others) <= alive_us else each.heard_us)
+        return [] if not left or self.ended_us else self._gaps(raw, offset, Cause.DISCONNECT)
 
-    def _lost(self, raw: RawFrame, offset: int, cause: str, until_us: int, alive_us: int = 0) -> list[Gap]:
-        """One vouches no longer: a gap, unless another did before it ended.
+    def _standing(self, raw: RawFrame) -> list[Voucher]:
+        return [each for each in self.vouchers.values() if each.vouches and _hears(each, raw.gatherer)]
 
-        It had delivered everything up to `until_us`; killed without a word, perhaps to `alive_us`.
-        """
-        self.until_us = max(self.until_us, until_us, self.since_us)
-        others = [each.since_us for each in self.vouchers.values() if each.vouches and _hears(each, raw.gatherer)]
-        ends = [*others, self.ended_us] if self.ended_us else others
-        if self.gap_start_us is not None or (ends and min(ends) <= max(self.until_us, alive_us)):
+    def _divide(self, us: int) -> None:
+        """Who vouches from this instant on came: what is before it does not rest on it."""
+        self.spans = [
+            part for start, end in self.spans for part in (((start, us), (us, end)) if start < us < end else ((start, end),))
+        ]
+        if len(self.spans) > MOST:  # nobody left for long: two of them rest on whom both rest
+            self.spans[:2] = [(self.spans[0][0], self.spans[1][1])]
+
+    def _delivered(self, voucher: Voucher, until_us: int) -> None:
+        """One that vouches no longer had delivered everything up to this instant."""
+        rest = [(max(start, until_us) if voucher.since_us <= start else start, end) for start, end in self.spans]
+        self.spans = [(start, end) for start, end in rest if start < end]
+
+    def _gaps(self, raw: RawFrame, offset: int, cause: str) -> list[Gap]:
+        """Return as gaps what is before the first instant anybody vouches for."""
+        ends = [each.since_us for each in self._standing(raw)]
+        if self.ended_us:
+            ends.append(self.ended_us)
+        if self.gap_start_us is not None or not self.spans:
             return []
-        opened = self._open(raw, offset, cause, self.until_us)
-        return [opened, self._close(raw, offset, min(ends))] if ends else [opened]
+        if not ends:
+            return [self._open(raw, offset, cause, self.spans[0][0])]
+        made, first_us = list[Gap](), min(ends)
+        self._divide(first_us)
+        while self.spans[0][1] <= first_us:
+            start_us, end_us = self.spans.pop(0)
+            made += [self._open(raw, offset, cause, start_us), self._close(raw, offset, end_us)]
+        return made
+
+    def _end(self, raw: RawFrame, offset: int, end_us: int) -> list[Gap]:
+        """Return the end of the gap that is open, and whatever else nobody vouches for before this instant."""
+        self._divide(end_us)
+        first_us, cause = self.spans[0][1], self.gap_cause or ""
+        if first_us <= end_us:
+            del self.spans[0]
+        return [self._close(raw, offset, min(first_us, end_us)), *self._gaps(raw, offset, cause)]
 
     def _open(self, raw: RawFrame, offset: int, cause: str, start_us: int) -> Gap:
         self.gap_start_us, self.gap_cause = start_us, str(cause)
@@ -178,7 +221,6 @@ class TradeLog:
         end_us = max(self.gap_start_us, end_us)
         event = self._event(raw, offset, end_us, self.gap_start_us, end_us)
         self.gap_start_us = self.gap_cause = None
-        self.since_us = max(self.since_us, end_us)
         self.tally["trade_gaps_closed"] += 1
         return event
 
@@ -190,11 +232,23 @@ class TradeLog:
 
     def state(self) -> list[Any]:
         """Return what `restore` needs, as JSON can hold it."""
-        vouchers = [(*each.life.name, each.since_us, each.vouches, each.unread_us) for each in self.vouchers.values()]
-        return [self.since_us, self.until_us, self.gap_start_us, self.gap_cause, vouchers, self.ended_us]
+        vouchers = [
+            (*each.life.name, each.since_us, each.vouches, each.unread_us, each.heard_us) for each in self.vouchers.values()
+        ]
+        return [self.spans, self.gap_start_us, self.gap_cause, vouchers, self.ended_us, self.begun_us]
 
     def restore(self, state: Sequence[Any], ended: bool) -> None:
-        """Become the log that gave this state. The release before did not write when the market had `ended`."""
-        self.since_us, self.until_us, self.gap_start_us, self.gap_cause, vouchers, *ended_us = state
-        self.ended_us = ended_us[0] if ended_us else int(ended)
+        """Become the log that gave this state.
+
+        The releases before wrote up to where all was vouched for, and delivered, in place of spans; the first not when the
+        market had `ended`.
+        """
+        if isinstance(state[0], list):
+            spans, self.gap_start_us, self.gap_cause, vouchers, self.ended_us, self.begun_us = state
+        else:
+            since_us, until_us, self.gap_start_us, self.gap_cause, vouchers, *ended_us = state
+            start_us = max(since_us, until_us) if self.gap_start_us is None else self.gap_start_us
+            spans, self.begun_us = ([(start_us, _NEVER)], 0) if since_us else ([], _NEVER)
+            self.ended_us = ended_us[0] if ended_us else int(ended)
+        self.spans = [(start, end) for start, end in spans]
         self.vouchers = {(each[0], each[1]): Voucher(self._lives.of(*each[:3]), *each[3:]) for each in vouchers}

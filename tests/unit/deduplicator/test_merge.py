@@ -1,5 +1,6 @@
 """Several gatherers: hurt copies of one truth, also hurt at the same time, make the true stream; what nobody heard is a gap."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -13,8 +14,10 @@ from kalshibook_core.wire import codec
 from kalshibook_core.wire.events import BookDelta, BookSnapshot, Event, Gap, Lifecycle, MarketMemory, RawFrame, Ticker, Trade
 from kalshibook_tools.cli.command import kb
 from kalshibook_tools.verify import copies, merge, truth
+from services.deduplicator.alignment import Lives
 from services.deduplicator.market_log import LIMITS, Limits
 from services.deduplicator.partition import REVIEW, Partition
+from services.deduplicator.trade_log import TradeLog
 from tests.unit.deduplicator.source import T0, TICKER, Source
 from tests.unit.deduplicator.test_rules import brief, receive
 
@@ -241,6 +244,38 @@ def test_trades_are_missing_only_if_nobody_vouched() -> None:
     assert brief(receive(*raws))[2:] == [("trade gap", 50 * S, None, "disconnect"), ("trade gap", 50 * S, 70 * S, "disconnect")]
     late = [a.resumed(S), b.resumed(38 * S), a.broken(40 * S, "trade")]  # b came after what a may have lost
     assert brief(receive(*late)) == [("trade gap", 30 * S, None, "disconnect"), ("trade gap", 30 * S, 38 * S, "disconnect")]
+
+
+def test_trades_that_rested_on_one_who_is_far_behind_are_missing_when_it_breaks() -> None:
+    a, b, c = trio()
+    raws = [a.resumed(S), b.resumed(2 * S), a.trade(30 * S, "t1"), a.broken(40 * S, "trade"), a.resumed(100 * S)]
+    raws += [a.trade(115 * S, "t2"), a.broken(120 * S, "trade"), a.resumed(130 * S), a.trade(140 * S, "t3")]
+    assert [kind for kind, *_ in brief(receive(*raws))] == ["trade"] * 3  # b may have all that a has not
+    late = [b.trade(30 * S, "t1"), b.trade(45 * S, "t4"), b.broken(50 * S, "trade")]
+    gaps = [("trade gap", start * S, end, "disconnect") for start, stop in ((45, 100), (115, 130)) for end in (None, stop * S)]
+    assert brief(receive(*raws, *late))[3:] == [("trade", "t4"), *gaps]
+    # Where a does not stand by then, a gap is open from where it began; where it ends, and what else there is, says who comes.
+    raws.append(a.broken(150 * S, "trade"))
+    found = brief(receive(*raws, *late, c.resumed(60 * S)))[4:]
+    assert found == [("trade gap", 45 * S, None, "disconnect"), ("trade gap", 45 * S, 60 * S, "disconnect")]
+    found = brief(receive(*raws, *late, c.resumed(125 * S)))[6:]
+    assert found == [("trade gap", 115 * S, None, "disconnect"), ("trade gap", 115 * S, 125 * S, "disconnect")]
+
+
+def test_trades_go_on_from_what_the_release_before_had_written() -> None:
+    a, b, _ = trio()
+    broken, resumed = a.broken(60 * S, "trade"), b.resumed(70 * S)
+    told, lives = [[*broken[1:4], broken.clock_us - 59 * S, True, -1]], Lives()
+    for before, gaps in (
+        ([broken.clock_us - 59 * S, 0, None, None, told, 0], [(50, None), (50, 70)]),
+        ([broken.clock_us - 20 * S, 0, broken.clock_us - 30 * S, "x", [[*told[0][:4], False, -1]], 0], [(30, 70)]),
+        ([0, 0, None, None, [], 0], []),
+    ):
+        log = TradeLog(broken.market_ticker, Counter(), lives)
+        log.restore(before, False)
+        made = [*log.broken(broken, 1), *log.resumed(resumed, 2)]
+        zero = broken.clock_us - 60 * S
+        assert [((e.start_us - zero) // S, e.end_us and (e.end_us - zero) // S) for e in made] == gaps
 
 
 def test_definitions_of_several_gatherers_are_one_sequence() -> None:
