@@ -1,8 +1,9 @@
 """RawFrames read many at once, for who reads every one of them: at a fraction of what reading each by itself takes.
 
 What the frames of one sid have in common stands at the front of each: read once, it is known by its bytes. What follows is taken
-apart in numpy, of all together, where it has the form that frames have: times of today (eight bytes each), no detail, a ticker
-and a payload of usual length. Anything else goes to `codec.decode`, and what is read here is what that would have read.
+apart in numpy, of all together, where it has the form that frames have: no NO price turned, times of today (eight bytes each), no
+detail, a ticker and a payload of usual length. Anything else goes to `codec.decode`, and what is read here is what that would
+have read.
 """
 
 from collections.abc import Iterator, Sequence
@@ -45,9 +46,9 @@ class Front:
         self.counted = gatherer, kind
 
 
-Peek: TypeAlias = tuple[Front | None, int, int, int, int, int, int]
-"""What can be told of a RawFrame at once: front, seq, yes_price, recv_us, clock_us, where its ticker begins, where its payload
-begins; the ticker ends `TIMES` bytes before that. Without a front it is not of the usual form, and the rest means nothing."""
+Peek: TypeAlias = tuple[Front | None, int, int, int, int, int]
+"""What can be told of a RawFrame at once: front, seq, recv_us, clock_us, where its ticker begins, where its payload begins; the
+ticker ends `TIMES` bytes before that. Without a front it is not of the usual form, and the rest means nothing."""
 
 TIMES: Final = 19
 """Bytes from a ticker to the payload: two times, no detail, the payload's length."""
@@ -79,7 +80,7 @@ class RawReader:
 
     def read(self, value: bytes, found: Peek) -> RawFrame:
         """Return what `codec.decode` does; `found` is its peek. Raises what that raises, UnknownSchema also for other events."""
-        front, seq, yes_price, recv_us, clock_us, ticker, payload = found
+        front, seq, recv_us, clock_us, ticker, payload = found
         if front is not None:
             try:
                 market_ticker = str(value[ticker : payload - TIMES], "utf-8")
@@ -87,7 +88,7 @@ class RawReader:
                 front = None  # the codec says what is wrong with it
         if front is None:
             return _decoded(value)
-        return _new(RawFrame, (*front.fields, seq, yes_price == 1, market_ticker, recv_us, clock_us, "", value[payload:]))
+        return _new(RawFrame, (*front.fields, seq, False, market_ticker, recv_us, clock_us, "", value[payload:]))
 
     def _learn(self, value: bytes) -> Front | None:
         try:
@@ -114,9 +115,7 @@ def _decoded(value: bytes) -> RawFrame:
     return raw
 
 
-def _taken_apart(
-    values: Sequence[bytes], fronts: Sequence[int]
-) -> tuple[NDArray[np.bool], Words, Words, Words, Words, Longs, Longs]:
+def _taken_apart(values: Sequence[bytes], fronts: Sequence[int]) -> tuple[NDArray[np.bool], Words, Words, Words, Longs, Longs]:
     """Return whether each value, whose front has so many bytes (0: it has none), is of the usual form, and what Peek says."""
     word = words(b"".join(values))
     sizes, front = np.fromiter(map(len, values), np.int64, len(values)), np.array(fronts, np.int64)
@@ -132,7 +131,7 @@ def _taken_apart(
     usual = (
         (front > 0)
         & (seq_size <= _SEQ_BYTES)
-        & (yes_price <= 1)
+        & (yes_price == 0)
         & (ticker_size <= _SEVEN_BITS)
         & (((seq | ticker_size | size | received | clock) & _1) == 0)  # none is negative
         & (received & _TOPS == _EIGHT_BYTES)
@@ -141,4 +140,4 @@ def _taken_apart(
         & (times + TIMES + (size >> _1).astype(np.int64) == ends)
     )
     recv_us, clock_us = sevens(received)[0] >> _1, sevens(clock)[0] >> _1
-    return usual, seq >> _1, yes_price, recv_us, clock_us, ticker - begins, times + TIMES - begins
+    return usual, seq >> _1, recv_us, clock_us, ticker - begins, times + TIMES - begins

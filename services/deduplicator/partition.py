@@ -36,7 +36,7 @@ from kalshibook_core.wire.events import (
     Ticker,
     Trade,
 )
-from kalshibook_core.wire.raw import TIMES, RawReader
+from kalshibook_core.wire.raw import TIMES, Front, RawReader
 from services.deduplicator import definitions
 from services.deduplicator.alignment import Life, Lives
 from services.deduplicator.market_log import LIMITS, Limits, MarketLog, print_of
@@ -133,17 +133,17 @@ class Partition:
         takes at a glance, and does what `receive` would.
         """
         values = [record.value or b"" for record in records]
-        logs, gatherers, changed = self._logs, self.gatherers, self.changed
+        logs, changed, taken = self._logs, self.changed, list[Front]()
         for record, value, found in zip(records, values, reader.peek(values), strict=True):
-            front, seq, yes_price, recv_us, clock_us, ticker, start = found
+            front, seq, recv_us, clock_us, ticker, start = found
             key, offset = record.key, record.offset
             log, known = logs.get(key), False
             if log is not None and front is not None and value[ticker : start - TIMES] == key:
                 known = True
-                if front.of_book and not yes_price and offset % REVIEW:
+                if front.of_book and offset % REVIEW:
                     made = log.usual(front, seq, recv_us, clock_us, value, start, offset)
                     if made is not None:
-                        gatherers[front.counted] += 1
+                        taken.append(front)
                         changed.add(log.ticker)
                         for delta in made:
                             yield record, delta
@@ -158,6 +158,8 @@ class Partition:
                 continue
             for event in self.receive(raw, offset):
                 yield record, event
+        for front, count in Counter(taken).items():
+            self.gatherers[front.counted] += count
 
     def receive(self, raw: RawFrame, offset: int) -> Sequence[Event]:
         """Return the events that the raw record at `offset` makes, in order. Never raises for what a record holds."""

@@ -39,10 +39,10 @@ def test_it_reads_what_the_codec_reads(frames: list[RawFrame], data: st.DataObje
     for value, found in zip(values, reader.peek(values), strict=True):
         read = told(_decoded, value)
         assert told(partial(reader.read, found=found), value) == read
-        front, seq, yes_price, recv_us, clock_us, ticker, payload = found
+        front, seq, recv_us, clock_us, ticker, payload = found
         if front is not None and type(read) is RawFrame:
             name = value[ticker : payload - TIMES].decode()
-            assert (*front.fields, seq, yes_price, name, recv_us, clock_us, "", value[payload:]) == read
+            assert (*front.fields, seq, False, name, recv_us, clock_us, "", value[payload:]) == read
 
 
 def read_alone(reader: RawReader, value: bytes) -> RawFrame:
@@ -63,7 +63,12 @@ def test_usual_frames_are_known_at_a_glance_and_other_events_are_refused() -> No
         frame = RawFrame("FRAME", "g1", 3, now, "orderbook_delta", sid, 7, False, "KXA", now, now + 1, "", b"{" * 200)
         values = [codec.encode(frame._replace(seq=seq)) for seq in (0, 63, 64, 8191, 8192, 2**20, 2**27 - 1)]
         assert all(found[0] is not None for found in reader.peek(values))
-        for unusual in (frame._replace(seq=2**27), frame._replace(detail="x"), frame._replace(clock_us=0)):
+        for unusual in (
+            frame._replace(seq=2**27),
+            frame._replace(detail="x"),
+            frame._replace(yes_price=True),
+            frame._replace(clock_us=0),
+        ):
             assert [found[0] for found in reader.peek([codec.encode(unusual)])] == [None]
     ticker = codec.encode(Ticker("KXA", *[0] * 13))
     assert told(partial(read_alone, reader), ticker) is codec.UnknownSchema
