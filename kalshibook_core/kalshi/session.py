@@ -111,6 +111,10 @@ class Session(Subscriptions, Generic[Record]):
             elif seq >= 0:
                 order = STALE
                 self._stale(subscription)
+            if order is FRAME and kind in _BOOK_TYPES and ticker not in subscription.markets:
+                # A snapshot that was asked for and came after the market was given up: no delta will follow it.
+                order = STALE
+                self._trouble("unasked", f"a {kind} of a market that this connection did not subscribe")
             if order is FRAME and exchange_us > subscription.newest_us:
                 subscription.newest_us = exchange_us
             if kind == messages.SNAPSHOT and order is FRAME and ticker in subscription.waiting:
@@ -124,7 +128,8 @@ class Session(Subscriptions, Generic[Record]):
         )  # fmt: skip
         if order is FRAME:
             if kind in _BOOK_TYPES:
-                self._book(subscription, message, now_us)
+                if subscription is not None:
+                    self._book(subscription, message, now_us)
             elif kind not in _NO_CONTENT:
                 self._control(subscription, message, now_us, clock_us)
 
@@ -209,19 +214,14 @@ class Session(Subscriptions, Generic[Record]):
 
     # Content.
 
-    def _book(self, subscription: Subscription | None, message: Envelope, now_us: int) -> None:
+    def _book(self, subscription: Subscription, message: Envelope, now_us: int) -> None:
         """Look at a book frame's content only to know whether the market needs a snapshot; its record is made already."""
         ticker = message.market_ticker
-        known = subscription is not None and ticker in subscription.markets
         try:
             content = messages.parse_book(message, False)
         except UnparsableFrame as error:
             self._trouble("unparsable", str(error))
         else:
-            if subscription is None or not known:
-                if subscription is not None:
-                    self._trouble("unasked", f"a {message.type} of a market that this connection did not subscribe")
-                return
             if type(content) is Snapshot:
                 levels = {2 * price + messages.NO: size for price, size in content.no}
                 levels.update((2 * price + messages.YES, size) for price, size in content.yes)
@@ -240,10 +240,9 @@ class Session(Subscriptions, Generic[Record]):
                 book.pop(2 * price + side, None)
                 return
             self._trouble("negative_level", f"{ticker}: a level would hold {size}")
-        if subscription is not None and known:
-            subscription.markets[ticker] = None
-            if ticker not in subscription.waiting:
-                self._ask(subscription, [ticker], now_us)
+        subscription.markets[ticker] = None
+        if ticker not in subscription.waiting:
+            self._ask(subscription, [ticker], now_us)
 
     def _control(self, subscription: Subscription | None, message: Envelope, now_us: int, clock_us: int) -> None:
         kind, msg = message.type, message.msg

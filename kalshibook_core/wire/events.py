@@ -38,7 +38,7 @@ class RawKind(StrEnum):
     """What a record of the raw topic is."""
 
     FRAME = "FRAME"  # a websocket frame, next in its sid's order (or of a sid or frame that has no order)
-    STALE = "STALE"  # a frame whose seq its sid had already passed: kept, never applied
+    STALE = "STALE"  # kept, never applied: its sid had passed its seq already, or its connection does not have the market's book
     BREAK = "BREAK"  # from here on the connection cannot vouch for this market on this channel; `detail` is the cause
     RESUME = "RESUME"  # trades only (a book resumes by its snapshot): vouched for again from `clock_us` on
     REST = "REST"  # an object of a REST body (a trade's `channel` is "trade"); `channel` says which kind, `detail` is the path

@@ -553,3 +553,21 @@ def test_a_snapshot_nobody_asked_for_is_kept_and_counted() -> None:
     records = feed(session, *[frames.snapshot(f"KXCAT-{n}", 1, n + 1) for n in range(200)])
     assert len(records) == 200 and counts["unasked"] == 200 and not sent(session)
     assert list(session._by_sid[1].markets) == [A]  # nothing of them is remembered
+    assert {record.kind for record in records} == {"STALE"}
+
+
+def test_a_snapshot_that_comes_after_its_market_was_handed_over_is_not_the_books() -> None:
+    session = Session(RawFrame, "g1", 4, 77, skew_us=0, counts=Counter())
+    session.subscribe({A: None, B: None}, NOW)
+    feed(session, frames.subscribed(1, BOOK, 1), frames.snapshot(A, 1, 1), frames.snapshot(B, 1, 2))
+    broken = feed(session, frames.delta(B, 1, 4))  # a hole: a whole book is asked for
+    session.unsubscribe([A], NOW, "moved")
+    commands = [orjson.loads(command) for command in session.commands_to_send()]
+    [away] = [each["id"] for each in commands if each["params"].get("action") == "delete_markets"]
+    late = feed(session, frames.ok(away, 1, 5, [B]), frames.snapshot(A, 1, 6), frames.snapshot(B, 1, 7), frames.delta(B, 1, 8))
+    told = [(record.kind, record.market_ticker, record.detail) for record in (*broken, *late) if record.market_ticker in (A, B)]
+    gap = "upstream_sequence_gap"
+    assert told == [
+        ("BREAK", A, gap), ("BREAK", B, gap), ("FRAME", B, ""), ("BREAK", A, "moved"), ("STALE", A, ""), ("FRAME", B, ""),
+        ("FRAME", B, ""),
+    ]  # fmt: skip
