@@ -42,13 +42,13 @@ demo: $(STAMP) ## Start detached and ask the first question; `make down` ends it
 	  | { read -r url key; echo; curl -sS -H "X-API-Key: $$key" "$$url"; echo; }
 
 ##@ Check
-test: lint types ## Lint, types and every test; needs no Docker
+test: setup lint types ## Lint, types and every test; needs no Docker
 	@$(PYTEST) -n $(WORKERS) --dist loadfile $(or $(TESTS),tests)
 
 test-unit: $(STAMP) ## The tests that need no network
 	@$(PYTEST) -n $(WORKERS) --dist loadfile $(or $(TESTS),tests/unit)
 
-test-integration: $(STAMP) ## One service at a time, on the real broker, database and cache
+test-integration: setup ## One service at a time, on the real broker, database and cache
 	@$(PYTEST) -n $(WORKERS) --dist loadfile $(or $(TESTS),tests/integration tests/contract)
 
 test-e2e: $(STAMP) ## The whole pipeline, as its users see it

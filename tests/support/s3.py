@@ -1,7 +1,7 @@
 """An S3 server of a test's own: MinIO where there is one, moto elsewhere.
 
 MinIO is the program that KB_TEST_MINIO names, the one that `make setup` built (this module, run), or `minio` on PATH. It is built
-where Go is, once for all clones: it lies in the folder of Kafka's jars. No test run builds or fetches it.
+where Go is, once for all clones: it lies in the folder of Kafka's jars. No test builds or fetches it.
 """
 
 import os
