@@ -1,12 +1,13 @@
 """Each change of a market's best bid and ask, with their sizes, by version. No I/O but the events' own iterator.
 
 A gap that corrects what was led by a liar begins before its event: what was known from there on is known to be wrong, so it is
-told from where it begins, under the first version in it that would have been a row. What was told in the very microsecond of
-its beginning was told before.
+told from where it begins, under the first version in it. What was told in the very microsecond of its beginning was told before.
 """
 
+import heapq
 from collections.abc import AsyncIterator, Iterable
 from itertools import accumulate
+from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -70,9 +71,11 @@ async def changes(
         tops: list[Top] = []
         walk.take(events)
         walk.until(len(events.version), tops)
-        starts = gaps.starts(events.version, events.effective_us).tolist()
-        for top in tops:
-            place, start_us = top[0], starts[top[0]]
+        starts = gaps.starts(events.version, events.effective_us)
+        within = starts >= 0
+        entered = np.flatnonzero(within & ~np.append(False, within[:-1])).tolist()
+        for top in heapq.merge(tops, [(place, *_UNKNOWN[1:]) for place in entered], key=itemgetter(0)):
+            place, start_us = top[0], int(starts[top[0]])
             now = top[1:] if top[5] and start_us < 0 else _UNKNOWN[1:]
             if now == last:
                 continue

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Sequence
 from fractions import Fraction
 
 import numpy as np
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kalshibook_core.orderbook import Book
@@ -62,6 +62,8 @@ async def test_candles_are_those_of_every_instant(rolls: list[int], step: int, a
         assert (candles.early[n], candles.in_gap[n]) == (early, in_gap)
 
 
+@example([0, 2, 65], 0, 1, 1, 3).via("a version within a gap found out later, which changes nothing")
+@example([0, 2, 65], 1, 1, 1, 3).via("a beginning within such a gap, before any version in it")
 @given(ROLLS, st.integers(0, 30), st.integers(1, 5), st.integers(1, 9), st.integers(0, 12))
 async def test_each_change_of_the_best_levels_is_told_once_whatever_the_pages(
     rolls: list[int], after: int, limit: int, at_once: int, early: int
@@ -76,7 +78,7 @@ async def test_each_change_of_the_best_levels_is_told_once_whatever_the_pages(
     def what(row: Event, book: Book, before_us: int) -> tuple[int, tuple[int, int, int, int, bool]]:
         starts = [start for start, _, _, opened in spans if row.version <= opened and start < before_us]
         known = not starts and not gaps[row.version - 1]
-        return min([*starts, row.effective_us]), ((*best(book), True) if known else (-1, 0, -1, 0, False))
+        return min(starts, default=row.effective_us), ((*best(book), True) if known else (-1, 0, -1, 0, False))
 
     first = what(begun[-1], books[len(begun) - 1], from_us + 1)
     wanted, last = [], first[1]
