@@ -399,7 +399,7 @@ def endings(draw: st.DrawFn) -> tuple[list[RawFrame], list[int], int]:
         lost_from = draw(st.integers(20, 66))
         raws = [source.resumed(1 * S), *(source.trade(at * S, f"t{at}") for at in trades if at < lost_from)]
         if lost_from <= 65:
-            raws.append(source.broken((lost_from + draw(st.integers(0, LAG_US // S))) * S, "trade"))
+            raws.append(source.broken((lost_from + draw(st.integers(0, LAG_US // S - 1))) * S, "trade"))
         told.append(raws)
     told.append([Source("g1", connection=9).lifecycle(end * S, event_type="determined")])
     raws = []
