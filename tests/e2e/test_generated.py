@@ -72,6 +72,8 @@ async def equal_to_the_truth(up: Up) -> None:
         if not any(row["type"] == "snapshot" for row in truth):
             continue
         expected = truth_book(truth)
+        if expected == ({}, {}) and not any(row["sent"] for row in truth):
+            continue  # it closed, as some do each quarter of an hour, before anybody could subscribe to it
 
         async def settled(ticker: str = ticker, expected: object = expected) -> bool:
             try:

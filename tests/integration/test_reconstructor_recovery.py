@@ -84,7 +84,7 @@ async def test_kill_9_gives_the_same_books_and_the_same_checkpoints(cluster, cli
     markets = [Market(f"KXTEST-{n}", 1_700_000_000_000_000) for n in range(30)]
     chance = random.Random(9)
     events: list[BookEvent] = []
-    async with reconstructor(KB_CHECKPOINT_EVENTS="50") as service:
+    async with reconstructor(KB_CHECKPOINT_EVENTS="50", KB_INSTANCE="one") as service:
         for round_ in range(3):
             fresh = history(markets, round_, 4_000)
             events += fresh
