@@ -341,8 +341,11 @@ class Producer:
         self._fail(ProduceFailed(f"{silent}: is Kafka at {self._cluster.brokers} up?"))
 
     def _fail(self, error: BaseException) -> None:
-        if self._failure is not None:
-            return
+        manager = self._kafka._txn_manager
+        if isinstance(error, IllegalOperation) and manager is not None and manager.is_fatal_error():
+            error = manager.wait_for_transaction_end().exception() or error  # what ended the transaction under the batch
+        if self._failure is not None and (isinstance(self._failure, Fenced) or not isinstance(error, ProducerFenced)):
+            return  # the first tells, but being fenced tells more
         if isinstance(error, ProduceFailed):
             self._failure = error
         elif isinstance(error, ProducerFenced):

@@ -175,6 +175,22 @@ async def test_a_zombie_is_fenced_and_writes_nothing(cluster: Cluster) -> None:
     assert await committed(cluster, topics.BOOK) == [b"of the heir"]
 
 
+async def test_a_zombie_is_told_that_it_is_fenced_whatever_is_refused_first(cluster: Cluster) -> None:
+    for number in range(3):
+        name = cluster.group(f"tx{number}")
+        with pytest.raises(Fenced):
+            async with Producer(cluster, name, linger_ms=0) as zombie, zombie.transaction():
+                zombie.add(topics.BOOK, b"K", b"of the zombie")
+                await zombie.flush()
+                async with Producer(cluster, name):
+                    pass
+                for key in range(50):
+                    for topic in (topics.BOOK, topics.TRADES, topics.TICKERS):
+                        zombie.add(topic, b"%d" % key, b"too late")
+                    await asyncio.sleep(0.001 * number)  # so that what is refused comes at another point of the sending
+                await zombie.flush()
+
+
 async def test_outside_a_transaction_nothing_is_added(cluster: Cluster) -> None:
     async with Producer(cluster, cluster.group("tx")) as producer:
         with pytest.raises(RuntimeError, match="only within transaction"):
