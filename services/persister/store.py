@@ -359,7 +359,7 @@ def _behind(rows: Iterable[runs.Row], last: dict[int, int], ids: Mapping[str, in
         if before and version > before + 1:
             counts["missing_versions"] = counts.get("missing_versions", 0) + version - before - 1
             if logs.once_a_minute("missing_versions"):
-                ticker = next(ticker for ticker, each in ids.items() if each == market_id)
+                ticker = _ticker(market_id, ids)
                 _log.error("missing_versions", market_ticker=ticker, first=before + 1, last=version - 1, then="see the runbook")
         last[market_id] = version + events - 1
         yield row
@@ -417,8 +417,12 @@ async def _insert(connection: Any, batch: Batch, ids: Mapping[str, int], last: d
     return counts
 
 
+def _ticker(market_id: int, ids: Mapping[str, int]) -> str:
+    return next(ticker for ticker, each in ids.items() if each == market_id)
+
+
 def _repeated(market_id: int, version: int, effective_us: int, ids: Mapping[str, int]) -> str:
-    ticker = next(ticker for ticker, each in ids.items() if each == market_id)
+    ticker = _ticker(market_id, ids)
     return (
         f"{ticker}: version {version}, effective_us {effective_us}, stands in book_events already and came again: kalshi.book.v1 "
         "is not what one deduplicator wrote, or consumer_offsets went back. No row of the batch was written; `kb verify` says "
