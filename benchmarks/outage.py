@@ -15,12 +15,9 @@ import asyncpg
 import psutil
 
 from benchmarks import Row, database
-from benchmarks.persister import deltas
-from kalshibook_core.kafka import admin, topics
+from benchmarks.persister import deltas, publish
+from kalshibook_core.kafka import admin
 from kalshibook_core.kafka.cluster import Cluster
-from kalshibook_core.kafka.producer import Producer
-from kalshibook_core.wire import codec
-from kalshibook_core.wire.events import BookDelta
 from tests.support.service import Service
 
 NAME = "outage"
@@ -39,7 +36,7 @@ async def _run(server: str, cluster: Cluster) -> list[Row]:
     flow = deltas(_BEFORE + _WAITING)
     async with database.fresh(server) as dsn:
         await admin.ensure_topics(cluster)
-        await _publish(cluster, flow[:_BEFORE])
+        await publish(cluster, flow[:_BEFORE])
         with tempfile.TemporaryDirectory() as folder:
             async with Service("persister", cluster, Path(folder) / "log", KB_POSTGRES_DSN=dsn) as service:
                 usual = await _written(service, _BEFORE)
@@ -48,7 +45,7 @@ async def _run(server: str, cluster: Cluster) -> list[Row]:
                 other = await asyncpg.connect(dsn)
                 async with other.transaction():
                     await other.execute("LOCK TABLE consumer_offsets")
-                    publishing = asyncio.create_task(_publish(cluster, flow[_BEFORE:]))  # noqa: TID251  (beside the sampling)
+                    publishing = asyncio.create_task(publish(cluster, flow[_BEFORE:]))  # noqa: TID251  (beside the sampling)
                     peak, until = 0, 0.0
                     while not publishing.done() or time.perf_counter() < until:
                         if not publishing.done():
@@ -62,22 +59,10 @@ async def _run(server: str, cluster: Cluster) -> list[Row]:
                 caught_up = await _written(service, _BEFORE + _WAITING)
                 after = memory().rss
     return [
-        Row.of(
-            f"outage: memory of the persister while {_WAITING:,} events wait, peak (bare: before)", _mb(peak), "MB", _mb(before)
-        ),
+        Row.of(f"outage: peak memory of the persister as {_WAITING:,} events wait (bare: before)", _mb(peak), "MB", _mb(before)),
         Row.of("outage: memory of the persister when it has caught up (bare: before)", _mb(after), "MB", _mb(before)),
         Row.of("outage: caught up with them (bare: what came before)", caught_up, "events/s", usual),
     ]
-
-
-async def _publish(cluster: Cluster, events: list[BookDelta]) -> None:
-    async with Producer(cluster) as producer:
-        for event in events:
-            producer.add(topics.BOOK, event.market_ticker.encode(), codec.encode(event))
-            if producer.added % 1_000 == 0:
-                await asyncio.sleep(0)
-                await producer.room()
-        await producer.flush()
 
 
 async def _written(service: Service, events: int) -> int:

@@ -111,12 +111,7 @@ async def _measure(dsn: str) -> list[Row]:
 async def _as_a_service(dsn: str, cluster: Cluster) -> tuple[float, float]:
     """Return how many a second the process writes while it catches up, its start left out: of the clock, and of its own CPU."""
     await admin.ensure_topics(cluster)
-    async with Producer(cluster) as producer:
-        for event in deltas(_EVENTS * 2):
-            producer.add(topics.BOOK, event.market_ticker.encode(), codec.encode(event))
-            if producer.buffered > 1 << 24:
-                await producer.room()
-        await producer.flush()
+    await publish(cluster, deltas(_EVENTS * 2))
     with tempfile.TemporaryDirectory() as folder:
         async with Service("persister", cluster, Path(folder) / "log", KB_POSTGRES_DSN=dsn) as service:
 
@@ -132,6 +127,17 @@ async def _as_a_service(dsn: str, cluster: Cluster) -> tuple[float, float]:
                 last = await now()
                 first = first if first[0] else last
             return round((last[0] - first[0]) / (last[1] - first[1])), round((last[0] - first[0]) / (last[2] - first[2]))
+
+
+async def publish(cluster: Cluster, events: list[BookDelta]) -> None:
+    """Put book events into the topic, letting others run meanwhile."""
+    async with Producer(cluster) as producer:
+        for event in events:
+            producer.add(topics.BOOK, event.market_ticker.encode(), codec.encode(event))
+            if producer.added % 1_000 == 0:
+                await asyncio.sleep(0)
+                await producer.room()
+        await producer.flush()
 
 
 async def _written(store: Store, records: Sequence[Any], flush: int) -> tuple[float, float]:
