@@ -256,7 +256,7 @@ async def test_bad_input_is_kept_and_survived(cluster: Cluster, tmp_path: Path, 
     """Kept byte for byte, and nothing around it is lost; a book that can no longer be trusted is asked for anew."""
     marks = {
         "malformed": b'"seq":\n', "unknown_type": b"quantum_update", "big_frame": b"x" * 1_000_000,
-        "negative_level": b"-10000000000.00", "unparsable": b'"many"', "off_grid": b"",
+        "negative_level": b"-10000000000.00", "unparsable": b'"many"', "off_grid": b'"price_dollars":"0.0055"',
     }  # fmt: skip
     async with capturing(cluster, tmp_path) as capture:
         await capture.begun()
