@@ -20,18 +20,17 @@ async def trade(flow: Flow, server: Server, rate: float | None, duration: float 
         happen(exchange, happening)
     started = clock.monotonic()
     while duration is None or clock.monotonic() - started < duration:
-        if not server.unpaused.is_set():
-            await server.drained()
-            await server.unpaused.wait()
-            flow.skip_to(clock.now_us())
+        await _unpaused(server, flow)
         if hurting is not None and exchange.frames >= hurting.next:
             await hurting.step(exchange.frames)
+            await _unpaused(server, flow)
         now_us = clock.now_us()
         for n, (_, happening) in zip(count(), flow.advance(now_us, rate), strict=False):
             happen(exchange, happening)
             if n % BATCH == BATCH - 1:
                 await server.drained()
                 await asyncio.sleep(0)
+                await _unpaused(server, flow)
         if rate is None:
             sent = exchange.frames
             while exchange.frames - sent < BATCH:
@@ -46,6 +45,14 @@ async def trade(flow: Flow, server: Server, rate: float | None, duration: float 
         await server.drained()
         await asyncio.sleep(TICK if rate is not None else 0)
     exchange.done = True
+
+
+async def _unpaused(server: Server, flow: Flow) -> None:
+    """Wait while trading is paused: nothing happens then, nor afterwards what would have."""
+    if not server.unpaused.is_set():
+        await server.drained()
+        await server.unpaused.wait()
+        flow.skip_to(clock.now_us())
 
 
 def happen(exchange: Exchange, happening: Happening) -> None:

@@ -65,7 +65,7 @@ async def watched(cluster: Cluster, key_dir: Path) -> AsyncIterator[Capture]:
     """Run the simulator and a reader of the raw topic; the gatherer is the test's."""
     await admin.ensure_topics(cluster)
     async with (
-        simulator.serve(simulator.Config(key_dir=key_dir, markets=6, rate=400.0, seed=5)) as exchange,
+        simulator.serve(simulator.Config(key_dir, markets=6, rate=400.0, seed=5, window=capture_tests.ALWAYS)) as exchange,
         Consumer(cluster, [topics.RAW]) as consumer,
         asyncio.TaskGroup() as tasks,
     ):

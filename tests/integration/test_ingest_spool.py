@@ -24,6 +24,7 @@ from kalshibook_core.wire.events import RawFrame
 from kalshibook_tools import simulator
 from kalshibook_tools.stack import External, Process, local_stack
 from kalshibook_tools.stack.probe import free_port, kafka_answers
+from tests.integration.test_ingest_capture import ALWAYS
 from tests.integration.test_ingest_process import environment, process
 from tests.support.parts import Parts
 
@@ -86,7 +87,7 @@ async def scene(parts: Parts, folder: Path, **env: str) -> AsyncIterator[Scene]:
     others = External(None, parts.postgres, parts.redis)
     async with (
         local_stack(folder / "stack", external=others, kafka_heap="384m") as stack,
-        simulator.serve(simulator.Config(key_dir=folder, markets=6, rate=600.0, seed=5)) as exchange,
+        simulator.serve(simulator.Config(folder, markets=6, rate=600.0, seed=5, window=ALWAYS)) as exchange,
     ):
         cluster = Cluster(stack.addresses.kafka)
         await admin.ensure_topics(cluster)
