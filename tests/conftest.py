@@ -21,7 +21,9 @@ from kalshibook_core.kafka.cluster import Cluster
 from tests.support.parts import Parts, Session, new_session
 
 # Two workers, a broker and a database share the cores: how long an example takes says nothing about it.
-settings.register_profile("loaded", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+# The same examples each time: what passed here passes elsewhere. New ones are looked for by `pytest --hypothesis-profile=search`.
+settings.register_profile("loaded", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("search", settings.get_profile("loaded"), derandomize=False)
 settings.load_profile("loaded")
 
 # A shell's background job is born with SIGINT ignored, and so would be every process a test starts and interrupts.

@@ -82,7 +82,7 @@ class _Market:
     heard: set[int] = field(default_factory=set)
     heard_trades: set[str] = field(default_factory=set)
     traded: set[str] = field(default_factory=set)
-    causes: set[str] = field(default_factory=set)
+    causes: set[str] = field(default_factory=lambda: {Cause.DISCONNECT})  # what dies without a word needs no record to say so
     book: Book = field(default_factory=Book)
     version: int = 0
     effective_us: int = 0
@@ -194,7 +194,6 @@ def _hear(market: _Market, raw: RawFrame, number: int, offset: int, started: boo
     for name in [where] if started else [each for each in market.runs if each[0] == raw.gatherer]:
         if name in market.runs and raw.generation > market.runs[name].generation:
             ended = market.runs.pop(name)
-            market.causes.add(Cause.DISCONNECT)
     run = market.runs.get(where)
     if raw.kind == "BREAK":
         market.causes.add(raw.detail)
@@ -221,7 +220,6 @@ def _vouch(market: _Market, raw: RawFrame) -> None:
 
 def _start(market: _Market, gatherer: str) -> None:
     """A copy's new process has ended all that the one before delivered."""
-    market.causes.add(Cause.DISCONNECT)
     market.runs = {where: run for where, run in market.runs.items() if where[0] != gatherer}
     market.vouched = {where: since for where, since in market.vouched.items() if where[0] != gatherer}
 

@@ -27,6 +27,7 @@ class Rings:
         ring = self._events.get(ticker)
         if ring is None:
             ring = self._events[ticker] = deque()
+            self._gone.pop(ticker, None)
         ring.append(value)
         self._order.append(ticker)
         if len(self._order) > self._capacity:
@@ -35,7 +36,6 @@ class Rings:
             last = ring.popleft()
             if not ring:
                 del self._events[oldest]
-                self._gone.pop(oldest, None)
                 self._gone[oldest] = last
                 if len(self._gone) > self._capacity:
                     del self._gone[next(iter(self._gone))]
@@ -55,6 +55,6 @@ class Rings:
                 break
             found.append(event)
         found.reverse()
-        if ticker not in self._events and ticker in self._gone and decode(self._gone[ticker]).version > version:
+        if ticker in self._gone and decode(self._gone[ticker]).version > version:
             return None
         return None if found and found[0].version != version + 1 else found

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from kalshibook_core.orderbook import Book
@@ -56,6 +56,7 @@ def test_whole_copies_make_the_true_stream_without_a_gap() -> None:
     assert result.counts["followed"] > 2700
 
 
+@example(872, 1, 100).via("the death of a gatherer whose last records came twice, and that never says that it starts")
 @given(st.integers(0, 10**9), st.integers(1, 5), st.sampled_from([100, 200]))
 @settings(max_examples=20, deadline=None)
 def test_what_a_small_window_loses_is_a_gap(seed: int, gatherers: int, window: int) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 from types import SimpleNamespace
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kalshibook_core.kafka.cluster import Cluster
@@ -16,6 +16,7 @@ from services.gateway.live.stream import Socket
 from tests.support.canonical import Market
 
 
+@example(list("cbaabb"), 2, 0).via("a market that went and came again took the place of one that is gone")
 @given(st.lists(st.sampled_from("abc"), max_size=80), st.integers(1, 40), st.integers(0, 40))
 def test_a_ring_gives_all_after_a_version_or_says_it_cannot(tickers: list[str], capacity: int, after: int) -> None:
     rings, markets = Rings(capacity), {ticker: Market(ticker) for ticker in "abc"}
