@@ -1,7 +1,7 @@
 """`kb verify`: whether the archive is what was written, makes itself again from its raw rows, and equals the database."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,8 +14,9 @@ from kalshibook_core.runtime.settings import ConfigurationError
 from kalshibook_tools.cli.command import Instant, database, dsn_option, endpoint_option, fail, home_option, run
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_PASSES = 4
-"""A repair: back to older files, what is made again, what the database has otherwise, and whether all is well."""
+_PASSES = 6
+"""Repairs, after each of which all is looked at anew: back to older files, events, lost checkpoints, wrong ones, the database's
+checkpoints, its gaps."""
 _ROWS = (
     ("files", "files read, each what is said of it"),
     ("events_proved", "archived events that the raw rows make"),
@@ -83,6 +84,7 @@ def verify(
     """
     from kalshibook_core.archive.store import Store, open_store
     from kalshibook_tools.verify import archive as proof
+    from kalshibook_tools.verify.repair import Impossible
 
     if repair and (market or from_us or to_us is not None or keep):
         raise click.UsageError("--repair needs all of the archive: leave out --market, --from, --to and --keep")
@@ -98,14 +100,17 @@ def verify(
         store, saved = opened(location or str(home / "archive")), opened(savepoints or str(home / "proofs"))
         wanted = proof.Wanted(market, from_us, proof.END_US if to_us is None else to_us)
         done: list[str] = []
-        for _ in range(_PASSES):
-            run = _Run(store, saved, wanted, limits, home, dsn)
+        for left in range(_PASSES if repair else 0, -1, -1):
+            run = _Run(store, saved, wanted, limits, home, dsn, done)
             result = await run.all()
-            if not repair:
-                return result, [] if keep else list(run.quarantine())
-            if not (some := await run.repair()):
+            if not repair and not keep:
+                run.quarantine(result.damaged)
+            try:
+                if not left or not await run.repair():
+                    break
+            except Impossible as why:
+                result.told.append(f"{'no more' if done else 'nothing'} was changed: {why}")
                 break
-            done += some
         return result, done
 
     result, done = run(work())
@@ -139,13 +144,16 @@ def _report(result: Any, done: list[str]) -> dict[str, Any]:
 class _Run:
     """One pass over an archive."""
 
-    def __init__(self, store: Any, saved: Any, wanted: Any, limits: list[int], home: Path, dsn: str | None) -> None:
+    def __init__(
+        self, store: Any, saved: Any, wanted: Any, limits: list[int], home: Path, dsn: str | None, done: list[str]
+    ) -> None:
         from kalshibook_core.archive.reader import Archive
         from kalshibook_tools.verify import archive as proof
 
         self._store, self._saved, self._wanted, self._limits, self._home, self._dsn = store, saved, wanted, limits, home, dsn
         self._archive, self.result = Archive(store), proof.Result()
         self._found = proof.Contents({}, {}, {})
+        self._done = done
 
     async def all(self) -> Any:
         """Prove everything that is wanted; return what was found."""
@@ -163,55 +171,80 @@ class _Run:
             await self._fold()
         return result
 
-    def quarantine(self) -> Iterator[str]:
-        """Put away what is damaged; yield what was done."""
-        for damaged in self.result.damaged:
+    def quarantine(self, some: Iterable[Any]) -> None:
+        """Put away what is damaged."""
+        for damaged in some:
             if moved := self._archive.quarantine(damaged):
-                yield f"moved to {moved}"
+                self._done.append(f"moved to {moved}")
 
-    async def repair(self) -> list[str]:
-        """Put away what is damaged and make again what can be; return what was done."""
-        from kalshibook_core.postgres.pool import connect_pool
+    async def repair(self) -> bool:
+        """Put away what is damaged and make again what can be; return whether anything was done. Raises Impossible."""
         from kalshibook_tools.verify import repair
 
         result = self.result
-        if result.first_class is None:
-            return []
-        if result.first_class not in ("objects", "checkpoints", "gaps"):
-            result.told.append(f"nothing was changed: {_NOT_REPAIRED[result.first_class]}")
-            return []
-        if result.first_class == "gaps":
-            return await self._repair_gaps()
+        match result.first_class:
+            case None:
+                return False
+            case "objects":
+                await self._repair_objects()
+            case "checkpoints":
+                await self._repair_checkpoints()
+            case "gaps":
+                await self._repair_gaps()
+            case other:
+                raise repair.Impossible(_NOT_REPAIRED[other])
+        return True
+
+    async def _repair_objects(self) -> None:
+        from kalshibook_tools.verify import repair
+
+        result = self.result
         for hopeless in repair.hopeless(self._archive, self._found, result):
-            fail(f"cannot be made again, nothing was changed: {hopeless}; put a copy back in its place")
+            raise repair.Impossible(f"cannot be made again: {hopeless}; put a copy back in its place")
         if result.counts["objects"] > len(result.damaged):
-            fail("offsets or rows are missing, which cannot be made again; nothing was changed")
+            raise repair.Impossible("offsets or rows are missing, which cannot be made again")
         for damaged in result.damaged:
             click.echo(f"to be made again: {damaged}", err=True)
-        for ticker, version in result.wrong_checkpoints:
-            click.echo(f"to be replaced in the database: the checkpoint of {ticker} version {version}", err=True)
-        if result.first_class == "checkpoints":
-            if len(result.wrong_checkpoints) < result.counts["checkpoints"]:
-                fail("an archived checkpoint is wrong, which cannot be made again; nothing was changed")
-            async with await connect_pool(database(self._home, self._dsn)) as pool:
-                return await repair.checkpoints(pool, self._archive, self._found, result.wrong_checkpoints)
-        if lesser := [each for each in result.damaged if each.path not in result.hurt]:
-            return [self._replace(each) for each in lesser]  # and then all is looked at anew
+        if lesser := [each for each in result.damaged if repair.is_lesser(self._archive, self._found, result, each)]:
+            for each in lesser:
+                self._replace(each)
+            return
         places = repair.places(result)
-        result.counts["objects"] = 0  # of the rest there must be no difference
+        events = {place for place in places if place[0] != repair.CHECKPOINTS}  # first, since checkpoints are made of them
+        await self._make_again(places, events or places)
+
+    async def _make_again(self, places: set[Any], now: set[Any]) -> None:
+        """Make again what is to be made `now`; of what lies outside of `places` there must be no difference."""
+        from kalshibook_tools.verify import repair
+
+        result, before = self.result, self.result.counts.copy()
+        result.counts.clear()
         proofs = await self._fold(places)
         if result.first_class:
-            fail(f"what is not damaged differs too ({result.first_class}: {result.told[-1]}); nothing was changed")
-        done = list(self.quarantine())
+            raise repair.Impossible(f"what is not damaged differs too ({result.first_class}: {result.told[-1]})")
+        result.counts = before
+        rows: dict[Any, Any] = {}
         for each in proofs:
-            try:
-                done += [f"made again: {path}" for path in repair.write(self._store, self._found, each, clock.now_us())]
-            except repair.Impossible as why:
-                fail(str(why))
-        return done
+            rows |= repair.rows_again(self._archive, self._found, each, now, result, await self._stored(now))
+        self.quarantine(each for each in result.damaged if now.issuperset(result.hurt[each.path]))
+        for path in repair.write(self._store, rows, clock.now_us()):
+            self._done.append(f"made again: {path}")
 
-    def _replace(self, damaged: Any) -> str:
-        """Write a manifest again from its file, or put away what is damaged and the repack that names it; say what was done."""
+    async def _stored(self, places: Iterable[Any]) -> Any:
+        """Return what the database, if there is one, says of the checkpoints to be made again."""
+        from kalshibook_core.postgres.pool import connect_pool
+        from kalshibook_tools.verify import repair
+
+        days = {day for topic, _, day, _ in places if topic == repair.CHECKPOINTS}
+        try:
+            dsn = database(self._home, self._dsn)
+        except ConfigurationError:
+            return {}
+        async with await connect_pool(dsn) as pool:
+            return await repair.stored(pool, days)
+
+    def _replace(self, damaged: Any) -> None:
+        """Write a manifest again from its file, or put away what is damaged and the repack that names it."""
         from kalshibook_core.archive.reader import Damaged
         from kalshibook_tools.verify import repair
 
@@ -219,24 +252,40 @@ class _Run:
         if again is not None:
             self._archive.quarantine(damaged)
             self._store.put(damaged.path, again)
-            return f"made again: {damaged.path}"
+            self._done.append(f"made again: {damaged.path}")
+            return
         repack = repair.standing_for_less(self._archive, self._found, damaged)
         self._archive.quarantine(damaged)
         if repack is not None and repack.path != damaged.path:
             self._archive.quarantine(Damaged(repack.path, f"of what it names, {damaged}"))
-        return f"put away: {damaged.path}: what it stood for is there"
+        self._done.append(f"put away: {damaged.path}: what it stood for is there")
 
-    async def _repair_gaps(self) -> list[str]:
+    async def _repair_checkpoints(self) -> None:
+        from kalshibook_core.postgres.pool import connect_pool
+        from kalshibook_tools.verify import repair
+
+        result = self.result
+        if places := set(result.wrong_archived):
+            for line in (f"{ticker} version {version}" for each in places for ticker, version in result.wrong_archived[each]):
+                click.echo(f"to be replaced in the archive: the checkpoint of {line}", err=True)
+            await self._make_again(places, places)
+            return
+        for ticker, version in result.wrong_checkpoints:
+            click.echo(f"to be replaced in the database: the checkpoint of {ticker} version {version}", err=True)
+        async with await connect_pool(database(self._home, self._dsn)) as pool:
+            self._done += await repair.checkpoints(pool, self._archive, self._found, result.wrong_checkpoints)
+
+    async def _repair_gaps(self) -> None:
         from kalshibook_core.postgres.pool import connect_pool
         from kalshibook_tools.verify import repair
 
         wrong = self.result.wrong_gaps
         if len(wrong) < self.result.counts["gaps"]:
-            fail("there are gaps of markets that the archive has not, and may be all that is known of them; nothing was changed")
+            raise repair.Impossible("there are gaps of markets that the archive has not, and may be all that is known of them")
         for each in wrong:
             click.echo(f"to be put right in the database: {each.ticker}, {each.channel}: {each.told or 'no gap'}", err=True)
         async with await connect_pool(database(self._home, self._dsn)) as pool:
-            return await repair.gaps(pool, wrong)
+            self._done += await repair.gaps(pool, wrong)
 
     async def _fold(self, again: Any = ()) -> list[Any]:
         from kalshibook_core.postgres.pool import connect_pool

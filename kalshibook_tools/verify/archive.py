@@ -7,7 +7,8 @@ a savepoint of a fold before, and each event that comes out is compared with the
                  repack has not as many rows as the files it stands for
     raw          the raw rows do not begin at the log's first record, so nothing they make can be compared
     events       an archived event is not the one the raw rows make, is missing though later ones are there, or comes from nowhere
-    checkpoints  a checkpoint, archived or in the database, whose checksum is not that of its version or of its own levels
+    checkpoints  a checkpoint, archived or in the database, whose checksum, time or gap is not that of its version, or whose
+                 checksum is not that of its own levels
     database     a row of book_events, trades, tickers or lifecycle differs, is missing, or is there twice; a partition by time is
                  missing or detached
     gaps         a row of the table gaps is not what the events tell, is missing, or is told by none (`verify.gaps`)
@@ -28,7 +29,9 @@ from kalshibook_core.archive.manifest import Entry, Repacked
 from kalshibook_core.archive.reader import Archive, Damaged, Held
 from kalshibook_core.archive.tables import Row, Table
 from kalshibook_core.kafka import topics
-from kalshibook_core.wire.events import BookDelta, BookSnapshot, Gap, Lifecycle, RawFrame, Ticker, Trade
+from kalshibook_core.orderbook import Book, CorruptBook
+from kalshibook_core.orderbook.checksum import to_signed
+from kalshibook_core.wire.events import BookDelta, BookEvent, BookSnapshot, Gap, Level, Lifecycle, RawFrame, Ticker, Trade
 from services.deduplicator.partition import Partition
 
 CLASSES: Final = ("objects", "raw", "events", "checkpoints", "database", "gaps")
@@ -43,6 +46,8 @@ _TOPIC_OF: Final = {
 }
 
 _SIDES: Final = tuple(sorted(set(_TOPIC_OF.values())))
+_MADE_AGAIN: Final = (*_SIDES, topics.CHECKPOINTS.name)
+ARCHIVED: Final = "archived"
 IN_DATABASE: Final = "in the database"
 
 END_US: Final = (1 << 63) - 1
@@ -66,7 +71,16 @@ class Known(NamedTuple):
 
     checksum: int
     effective_us: int
-    where: str  # "archived", or "in the database"
+    gap_start_us: int | None
+    gap_cause: str | None
+    where: str  # ARCHIVED or IN_DATABASE
+
+    def contradicts(self, event: BookEvent) -> str | None:
+        """Return what it says otherwise than its event, None if nothing."""
+        gap = (event.start_us, event.cause) if isinstance(event, Gap) else (None, None)
+        told = {"checksum": event.checksum, "time": event.effective_us, "gap": gap}
+        mine = {"checksum": self.checksum, "time": self.effective_us, "gap": (self.gap_start_us, self.gap_cause)}
+        return next((f"another {name}" for name, each in mine.items() if told[name] != each), None)
 
 
 class Wanted(NamedTuple):
@@ -100,6 +114,9 @@ class Result:
 
     wrong_checkpoints: list[Key] = field(default_factory=list)
     """Those of the database."""
+
+    wrong_archived: dict[Place, set[Key]] = field(default_factory=dict)
+    """Those of the archive, by where they lie."""
 
     wrong_gaps: list[Any] = field(default_factory=list)
     """Likewise, `gaps.Wrong`."""
@@ -203,7 +220,7 @@ def check_objects(archive: Archive, found: Contents, result: Result, progress: C
                     check(entry)
                 except Damaged as damaged:
                     _note(result, damaged)
-                    if held.topic in _SIDES:
+                    if held.topic in _MADE_AGAIN:
                         result.hurt.setdefault(damaged.path, []).append((held.topic, held.partition, entry.day, entry.series))
             result.counts["files"] += 1
             progress(entry.rows)
@@ -311,6 +328,9 @@ class Proof:
         self._result.differs("checkpoints", f"{ticker} version {version}, {checkpoint.where}: {why}")
         if checkpoint.where == IN_DATABASE:
             self._result.wrong_checkpoints.append((ticker, version))
+        else:
+            place = topics.CHECKPOINTS.name, self._number, layout.day_of(checkpoint.effective_us), layout.series_of(ticker)
+            self._result.wrong_archived.setdefault(place, set()).add((ticker, version))
 
     def _make(self, event: Any, made: list[Made]) -> None:
         if isinstance(event, RawFrame):
@@ -325,10 +345,10 @@ class Proof:
                 checkpoint = known.pop((event.market_ticker, event.version), None) if known else None
                 if checkpoint is None:
                     continue
-                if checkpoint.checksum == event.checksum:
+                if (why := checkpoint.contradicts(event)) is None:
                     self._result.counts["checkpoints_proved"] += 1
                 else:
-                    self._wrong_checkpoint(event.market_ticker, event.version, checkpoint, "another checksum")
+                    self._wrong_checkpoint(event.market_ticker, event.version, checkpoint, why)
         if self.rebuilt:
             series, day = layout.series_of(event.market_ticker), layout.day_of(table.instant(event))
             rows = self.rebuilt.get((topic, self._number, day, series))
@@ -340,12 +360,18 @@ class Proof:
             made.append((self._made, event))
 
     def _archived_checkpoints(self) -> dict[Key, Known]:
-        found = self._canonical(topics.CHECKPOINTS.name, lambda _: None)
-        return {
-            (event.market_ticker, event.version): Known(event.checksum, event.effective_us, "archived")
-            for rows in found
-            for _, event in rows
-        }
+        found: dict[Key, Known] = {}
+        for rows in self._canonical(topics.CHECKPOINTS.name, lambda _: None):
+            for _, event in rows:
+                key = event.market_ticker, event.version
+                known = Known(event.checksum, event.effective_us, event.gap_start_us, event.gap_cause, ARCHIVED)
+                if (why := contradiction(event.checksum, event.yes, event.no)) is not None:
+                    self._wrong_checkpoint(*key, known, why)
+                elif key not in found or found[key] == known:
+                    found[key] = known
+                else:
+                    self._wrong_checkpoint(*key, known, "another one of this version is archived too")
+        return found
 
     def _held(self, topic: str) -> Held | None:
         return next((held for held in self._found.held[topic] if held.partition == self._number), None)
@@ -461,6 +487,15 @@ class _Side:
                     self._differs(event.market_ticker, f"no raw row makes {event}")
                 self._result.counts["events_pending"] += 1
         return sum(map(len, self._folded.values())), self.ahead
+
+
+def contradiction(checksum: int, yes: Iterable[Level], no: Iterable[Level]) -> str | None:
+    """Return what is wrong with a checkpoint in itself, None if nothing is."""
+    try:
+        summed = to_signed(Book(yes, no).checksum)
+    except CorruptBook as error:
+        return str(error)
+    return None if summed == checksum else "its levels have another checksum"
 
 
 def topic_of(event: Any) -> str:

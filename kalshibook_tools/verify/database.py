@@ -13,12 +13,10 @@ from typing import Any, Final
 import orjson
 
 from kalshibook_core.kafka import topics
-from kalshibook_core.orderbook import Book, CorruptBook
-from kalshibook_core.orderbook.checksum import to_signed
 from kalshibook_core.postgres import levels, partitions, runs, trades
 from kalshibook_core.postgres.partitions import DAY_US
 from kalshibook_core.wire.events import BOOK, TRADES, BookDelta, BookEvent, BookSnapshot, Gap, Lifecycle, Ticker, Trade
-from kalshibook_tools.verify.archive import IN_DATABASE, Key, Known, Made, Proof, Result, Wanted
+from kalshibook_tools.verify.archive import IN_DATABASE, Key, Known, Made, Proof, Result, Wanted, contradiction
 from kalshibook_tools.verify.gaps import Gaps, Reach, of_nobody
 
 # A row holds a run of events of one UTC day, and may begin before the first that is asked for.
@@ -59,7 +57,8 @@ JOIN lifecycle AS l ON l.market_id IS NULL AND l.clock_us = asked.clock_us"""
 _REACHED: Final = "SELECT max(next_offset) FROM consumer_offsets WHERE topic LIKE '%' || $1 AND partition = $2"
 
 _CHECKPOINTS: Final = """
-SELECT ticker, version, checksum, effective_us, levels FROM checkpoints JOIN markets ON markets.id = market_id
+SELECT ticker, version, levels, checksum, effective_us, gap_start_us, gap_cause
+FROM checkpoints JOIN markets ON markets.id = market_id
 WHERE effective_us >= $1 AND effective_us < $2 AND ($3::text IS NULL OR ticker = $3)"""
 
 _TOPICS: Final = {
@@ -75,16 +74,13 @@ _ATTACHED: Final = "SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhpa
 async def checkpoints(pool: Any, wanted: Wanted, result: Result) -> dict[Key, Known]:
     """Return what the wanted checkpoints of the database say; one whose levels are not of its checksum is noted at once."""
     found: dict[Key, Known] = {}
-    for ticker, version, checksum, at_us, packed in await pool.fetch(_CHECKPOINTS, wanted.from_us, wanted.to_us, wanted.ticker):
-        found[ticker, version] = Known(checksum, at_us, IN_DATABASE)
+    for ticker, version, packed, *says in await pool.fetch(_CHECKPOINTS, wanted.from_us, wanted.to_us, wanted.ticker):
+        found[ticker, version] = known = Known._make([*says, IN_DATABASE])
         try:
-            summed = to_signed(Book(*levels.unpack(packed)).checksum)
-        except (ValueError, CorruptBook) as error:
-            summed = None
+            why = contradiction(known.checksum, *levels.unpack(packed))
+        except ValueError as error:
             why = str(error)
-        else:
-            why = "its levels have another checksum"
-        if summed != checksum:
+        if why is not None:
             result.differs("checkpoints", f"{ticker} version {version}, {IN_DATABASE}: {why}")
             result.wrong_checkpoints.append((ticker, version))
     return found

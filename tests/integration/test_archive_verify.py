@@ -39,6 +39,7 @@ pytestmark = pytest.mark.stack
 
 Log = dict[str, list[Record]]
 HURTS = copies.Hurts()
+BOOKS = ("yes", "no", "checksum")
 CANONICAL = (topics.BOOK.name, topics.TRADES.name, topics.TICKERS.name, topics.LIFECYCLE.name)
 
 
@@ -241,10 +242,10 @@ async def test_what_is_damaged_is_made_again_from_the_raw_rows_or_refused(databa
     written, place = log(1_500, pace=2_000), tmp_path / "archive"
     await asyncio.to_thread(write, place, written)
     await store(database, written)
-    before = {topic: said(place, topic) for topic in CANONICAL}
+    before = {topic: said(place, topic) for topic in (*CANONICAL, topics.CHECKPOINTS.name)}
     for step in range(2):  # the second time what is hurt was put together, and the old files are gone
         chance = random.Random(step)
-        for table in ("book", "trades", "lifecycle"):
+        for table in ("book", "trades", "lifecycle", "checkpoints"):
             files = sorted((place / table).rglob("*.parquet"))
             hurt(chance.choice(files))
             chance.choice(files).with_suffix(".json").unlink()
@@ -253,7 +254,7 @@ async def test_what_is_damaged_is_made_again_from_the_raw_rows_or_refused(databa
         repaired = await verify(place, database, "--repair")
         assert repaired.exit_code == 0, repaired.output
         assert "to be made again: book/" in repaired.stderr and "made again: repacks/" in repaired.stderr
-        assert {topic: said(place, topic) for topic in CANONICAL} == before
+        assert {topic: said(place, topic) for topic in before} == before
         assert list((place / "quarantine" / "book").rglob("*.why"))
         await asyncio.to_thread(put_together, place)
 
@@ -283,7 +284,19 @@ async def test_what_is_damaged_is_made_again_from_the_raw_rows_or_refused(databa
     fallen_back = await verify(tmp_path / "b", "", "--repair")
     assert fallen_back.exit_code == 0, fallen_back.output
     assert "what it stood for is there" in fallen_back.stderr and "made again: repacks/" in fallen_back.stderr
-    assert {topic: said(tmp_path / "b", topic) for topic in CANONICAL} == before
+    assert {topic: said(tmp_path / "b", topic) for topic in before} == before
+
+    lied = [codec.decode(each.value) for each in written[topics.CHECKPOINTS.name]]
+    lied[3], lied[4] = lied[3]._replace(yes=lied[5].yes), lied[4]._replace(**{name: getattr(lied[6], name) for name in BOOKS})
+    lied[7] = lied[7]._replace(gap_start_us=7, gap_cause="disconnect")
+    await asyncio.to_thread(write, tmp_path / "c", written | {topics.CHECKPOINTS.name: records(lied)})
+    found = await verify(tmp_path / "c", "", "--keep")
+    assert found.exit_code == 1 and figure(found, "CHECKPOINTS") == 3, found.output
+    for why in ("its levels have another checksum", "another checksum", "another gap"):
+        assert f"archived: {why}" in found.stderr
+    repaired = await verify(tmp_path / "c", "", "--repair")
+    assert repaired.exit_code == 0, repaired.output
+    assert said(tmp_path / "c", topics.CHECKPOINTS.name) == before[topics.CHECKPOINTS.name]
 
     told = {path: path.read_bytes() for path in (place / "raw").rglob("*.json")}
     for path in told:
@@ -293,7 +306,7 @@ async def test_what_is_damaged_is_made_again_from_the_raw_rows_or_refused(databa
     assert {path: path.read_bytes() for path in told} == told
     hurt(sorted((place / "raw").rglob("*.parquet"))[0])
     refused = await verify(place, database, "--repair")
-    assert refused.exit_code == 1 and "cannot be made again, nothing was changed: raw/" in refused.stderr
+    assert refused.exit_code == 1 and "nothing was changed: cannot be made again: raw/" in refused.stderr
     assert not list((place / "quarantine").glob("raw/**/*.parquet"))
 
 
@@ -374,7 +387,12 @@ def said(place: Path, topic: str) -> dict[str, list]:
     for rows in everything(Archive(Folder(place)), topic).values():
         for row in sorted(rows, key=lambda row: row[0]):
             by_market[row[1].market_ticker].append(row)
-    return by_market
+    if topic != topics.CHECKPOINTS.name:
+        return by_market
+    # No offset of one that was made again is known.
+    return {
+        ticker: sorted(event._replace(book_offset=-1, resume_offset=-1) for _, event in of) for ticker, of in by_market.items()
+    }
 
 
 async def test_raw_rows_that_make_something_else_are_found(tmp_path: Path):

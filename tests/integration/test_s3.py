@@ -136,6 +136,9 @@ async def test_what_is_damaged_there_is_refused_until_it_is_made_again_from_the_
         whole = place.get(hurt)
         place.put(hurt, whole[: len(whole) // 2] + b"?" + whole[len(whole) // 2 + 1 :])
         place.delete(gone)
+        checkpoints = sorted(path for path, _ in place.listed("checkpoints") if path.endswith(layout.ROWS))
+        for path in (checkpoints[0], checkpoints[-1], checkpoints[-1].replace(layout.ROWS, layout.MANIFEST)):
+            place.delete(path)
         history = History(connections, Cold(connections, Past(Archive(place))))
         with pytest.raises(CorruptHistory, match=hurt):
             await answers(history)
