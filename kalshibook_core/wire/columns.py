@@ -83,7 +83,7 @@ def deltas(values: Sequence[bytes]) -> Deltas:
     try:
         started, ended = cursor.text()
         numbers = [cursor.long() for _ in range(8)]
-        cursor.text()  # of the provenance nothing is kept, but it must be there
+        gatherers = cursor.text()  # of the provenance nothing is kept, but it must be there and be readable
         for _ in range(5):
             cursor.long()
     except IndexError as error:
@@ -95,8 +95,11 @@ def deltas(values: Sequence[bytes]) -> Deltas:
     market = np.fromiter((index.setdefault(joined[a:b], len(index)) for a, b in spans), np.int64, len(values))
     try:
         tickers = [ticker.decode() for ticker in index]
+        if not cursor.short_ascii(*gatherers):
+            for a, b in zip(*(places.tolist() for places in gatherers), strict=True):
+                joined[a:b].decode()
     except UnicodeDecodeError as error:
-        raise Undecodable("a ticker among many is not UTF-8") from error
+        raise Undecodable("a text among many is not UTF-8") from error
     return Deltas(tickers, market, *numbers)
 
 
@@ -191,3 +194,11 @@ class _Cursor:
         if (size < 0).any() or (self.at > self.ends).any():
             raise Undecodable("a text among many reaches past its value")
         return started, self.at
+
+    def short_ascii(self, started: Longs, ended: Longs) -> bool:
+        """Return whether these texts are all ASCII, of seven letters at most."""
+        size = ended - started
+        if (size > 7).any():
+            return False
+        letters = (_ONE << (size.astype(np.uint64) << np.uint64(3))) - _ONE
+        return not (self._words[started] & letters & _TOPS).any()

@@ -5,11 +5,13 @@ checkpoints of a partition are written in order, by one fenced writer, to one pa
 """
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from kalshibook_core.kafka.consumer import Record
+from kalshibook_core.wire.columns import Deltas
 from kalshibook_core.wire.events import BookEvent, Checkpoint
-from services.reconstructor.live_book import LiveBook
+from services.reconstructor.live_book import Corruption, LiveBook
 
 _SWEEP = 500
 """Silent markets looked at in one call, so that a call stays short after a burst of new ones."""
@@ -62,18 +64,29 @@ class PartitionBooks:
 
     def apply(self, event: BookEvent, offset: int, now_us: int) -> LiveBook | None:
         """Apply the event at `offset`; return the book it changed, None if it was inside a checkpoint. Raise Corruption once."""
-        self.next_offset = offset + 1
-        ticker = event.market_ticker
-        live = self.books.get(ticker)
-        if live is None:
-            live = self.books[ticker] = LiveBook(ticker)
-        if event.version > live.saved_version and ticker not in self._uncovered:
-            self._uncovered[ticker] = (offset, now_us)
+        live = self._at(event.market_ticker, event.version, offset, now_us)
         if not live.apply(event, offset):
             return None
         if self._policy.due(live):
             self._cover(live)
         return live
+
+    def apply_deltas(self, deltas: Deltas, records: Iterable[Record], now_us: int) -> Iterator[LiveBook | Corruption | None]:
+        """Apply the deltas that the records hold, in their order; yield of each what `apply` returns or raises of it."""
+        tickers, at, due = deltas.tickers, self._at, self._policy.due
+        fields = (deltas.market, deltas.version, deltas.effective_us, deltas.side, deltas.price, deltas.delta, deltas.checksum)
+        rows = zip(records, *(field.tolist() for field in fields), strict=True)
+        for record, market, version, effective_us, side, price, delta, checksum in rows:
+            offset = record.offset
+            live = at(tickers[market], version, offset, now_us)
+            try:
+                moved = live.change(version, effective_us, side, price, delta, checksum, offset, record.value)
+            except Corruption as error:
+                yield error
+                continue
+            if moved and due(live):
+                self._cover(live)
+            yield live if moved else None
 
     def due(self, now_us: int) -> list[Checkpoint]:
         """Return the checkpoints to write, oldest first, and forget them: whoever cannot write them must drop these books.
@@ -94,6 +107,16 @@ class PartitionBooks:
             self._cover(self.books[ticker])
         ready, self._ready = self._ready, []
         return ready
+
+    def _at(self, ticker: str, version: int, offset: int, now_us: int) -> LiveBook:
+        """Go on to `offset`, an event of this market; return the market's book as it was before."""
+        self.next_offset = offset + 1
+        live = self.books.get(ticker)
+        if live is None:
+            live = self.books[ticker] = LiveBook(ticker)
+        if version > live.saved_version and ticker not in self._uncovered:
+            self._uncovered[ticker] = (offset, now_us)
+        return live
 
     def _cover(self, live: LiveBook) -> None:
         if live.corrupt:

@@ -22,6 +22,7 @@ from kalshibook_core.wire import codec, events
 from services.reconstructor.audits import Audits, Outcome, judge, read
 from services.reconstructor.checkpointing import PartitionBooks
 from services.reconstructor.counters import Counters
+from services.reconstructor.fold import fold
 from services.reconstructor.latest import Latest
 from services.reconstructor.live_book import Corruption, LiveBook
 from services.reconstructor.settings import Settings
@@ -110,27 +111,21 @@ class Membership:
     def _apply(self, partition: TopicPartition, records: list[Record]) -> None:
         books, now_us, counters = self._books[partition], clock.now_us(), self._counters
         show = None if partition in self._behind else self._latest.changed
-        for record in records:
-            try:
-                event = codec.decode(record.value)
-                if not isinstance(event, events.BookEvent):
-                    raise codec.Undecodable(f"{type(event).__name__} is no book event")
-                live = books.apply(event, record.offset, now_us)
-            except Corruption as error:
-                _log.error("corrupt_book", why=str(error), partition=partition.partition, then="not shown until it is repaired")
-                self._latest.changed(books.books[event.market_ticker])
-                continue
-            except codec.Undecodable as error:
+        for record, outcome in zip(records, fold(books, records, now_us), strict=True):
+            if outcome is None:
+                counters.repeated += 1
+            elif isinstance(outcome, LiveBook):
+                counters.events += 1
+                if show is not None:
+                    show(outcome)
+            elif isinstance(outcome, Corruption):
+                why, number = str(outcome), partition.partition
+                _log.error("corrupt_book", why=why, partition=number, then="not shown until it is repaired")
+                self._latest.changed(books.books[outcome.ticker])
+            else:
                 counters.unreadable += 1
                 if logs.once_a_minute("unreadable"):
-                    _log.error("unreadable_record", why=str(error), partition=partition.partition, offset=record.offset)
-                continue
-            if live is None:
-                counters.repeated += 1
-                continue
-            counters.events += 1
-            if show is not None:
-                show(live)
+                    _log.error("unreadable_record", why=str(outcome), partition=partition.partition, offset=record.offset)
 
     async def _catch_up(self, partition: TopicPartition) -> None:
         # Until a partition is folded to its end its books are older than what Redis may hold, so none is shown.

@@ -1,11 +1,15 @@
 """Whatever moment a reconstructor dies at, its checkpoints and the log after them give the books it had."""
 
+from types import SimpleNamespace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kalshibook_core.wire import codec
 from kalshibook_core.wire.events import BookEvent, Checkpoint
 from services.reconstructor.checkpointing import PartitionBooks, Policy
+from services.reconstructor.fold import fold
 from services.reconstructor.live_book import Corruption, LiveBook
 from tests.support.canonical import Market
 
@@ -72,6 +76,35 @@ def test_every_event_before_a_resume_offset_is_inside_a_checkpoint(steps, policy
             newest[checkpoint.market_ticker] = checkpoint.version
             uncovered = [o for o, e in log[: index + 1] if e.version > newest.get(e.market_ticker, 0)]
             assert checkpoint.resume_offset <= min(uncovered, default=offset + 1)
+
+
+@settings(max_examples=150, deadline=None)
+@given(STEPS, POLICY, st.data())
+def test_deltas_read_together_are_folded_as_one_by_one(steps, policy, data):
+    log = log_of(steps)
+    for place in data.draw(st.lists(st.integers(0, max(len(log) - 1, 0)), max_size=2) if log else st.just([]), label="falsified"):
+        offset, event = log[place]
+        log[place] = offset, event._replace(**data.draw(st.sampled_from(FALSE)))
+    records = [SimpleNamespace(offset=offset, value=codec.encode(event)) for offset, event in log]
+    for place in data.draw(st.lists(st.integers(0, max(len(log) - 1, 0)), max_size=1) if log else st.just([]), label="damaged"):
+        records[place].value = data.draw(st.sampled_from([None, b"", b"none of ours", records[place].value[:-1]]))
+    cut = data.draw(st.integers(1, len(log) + 1), label="records a batch")
+    alone, together = PartitionBooks(policy=policy), PartitionBooks(policy=policy)
+    for batch in (records[at : at + cut] for at in range(0, len(records), cut)):
+        assert list(map(told, fold(together, batch, 0, together=1))) == list(map(told, fold(alone, batch, 0, together=999)))
+        assert together.due(0) == alone.due(0)
+    assert state(together) == state(alone)
+    assert together.rest() == alone.rest()
+    assert [live.recent for live in together.books.values()] == [live.recent for live in alone.books.values()]
+
+
+FALSE = [{"version": 3}, {"checksum": 5}, {"effective_us": 7}, {"gatherer": "another", "generation": 9}]
+
+
+def told(outcome):
+    if isinstance(outcome, LiveBook):
+        return outcome.ticker, outcome.version
+    return outcome and str(outcome)
 
 
 def test_a_drain_leaves_nothing_to_fold():
