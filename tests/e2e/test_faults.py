@@ -9,10 +9,13 @@ import random
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import pytest
+
 from tests.e2e import brute
 from tests.e2e.running import Up, kb
 from tests.support import recordings
 
+pytestmark = pytest.mark.timeout(900)
 AT_ONCE = 16
 CAUSES = {"upstream_sequence_gap", "disconnect", "terminal_subscription_error"}
 LABELS = {"drop": "sequence_gap", "duplicate": "duplicate", "reset": "reconnect", "error_25": "terminal_error"}

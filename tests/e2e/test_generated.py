@@ -18,21 +18,25 @@ import pytest
 from tests.e2e.running import Up, alive, kb
 from tests.support.service import until
 
+pytestmark = pytest.mark.timeout(900)  # a minute alone, many on a machine that has others to serve
 STATUS_KEYS = {"state", "gateway", "demo_key", "services", "recording", "gaps", "trade_gaps", "faults"}
 SERVICES = {"ingest", "deduplicator", "persister", "archive", "reconstructor", "gateway", "backfill"}
+RESTS = {"disconnect", "exchange_maintenance"}
+"""What the end of a connection is told as: the latter while the exchange has its weekly pause, by the real clock."""
 FAULTS = {
     "malformed": None,
     "unknown_type": None,
     "big_frame": None,
     "duplicate": None,
-    "negative_level": "parse_failure",
-    "unparsable": "parse_failure",
-    "drop": "upstream_sequence_gap",
-    "error_25": "terminal_subscription_error",
-    "reset": "disconnect",
+    "negative_level": {"parse_failure"},
+    "unparsable": {"parse_failure"},
+    "drop": {"upstream_sequence_gap"},
+    "error_25": {"terminal_subscription_error"},
+    "reset": RESTS,
 }
 """What is done to the stream, and the cause of the gap it leaves."""
-GENERATED = ("--markets", "12", "--rate", "300")
+GENERATED = ("--markets", "12", "--rate", "120")
+"""At more, the simulator forgets what was true of the busiest market before a slow machine ends its first day."""
 
 
 def run(command: list[str]) -> subprocess.CompletedProcess[str]:
@@ -61,29 +65,35 @@ def served_book(body: dict[str, Any]) -> tuple[dict[int, int], dict[int, int]]:
     )
 
 
-async def equal_to_the_truth(up: Up) -> None:
-    """Pause the exchange; every book must come to equal what was true, now and through the database, versions without a hole."""
-    control = json.loads((up.home / "simulator.json").read_text())["control_url"]
+async def equal_to_the_truth(up: Up) -> set[str]:
+    """Pause the exchange; every book must come to equal what was true, now and through the database, versions without a hole.
+
+    Return whose: not of a market that has closed, as some do each quarter of an hour. It is not in the list that a gatherer reads
+    which comes later, so what that one missed of it, or all of it, stays in a gap.
+    """
+    info = json.loads((up.home / "simulator.json").read_text())
+    control = info["control_url"]
     (await up.client.post(f"{control}/pause")).raise_for_status()
-    tickers = list((await up.client.get(f"{control}/status")).json()["per_market"])
-    compared = 0
+    listed = await up.client.get(info["rest_url"] + "/markets", params={"status": "open,unopened", "limit": "1000"})
+    tickers = {market["ticker"] for market in listed.raise_for_status().json()["markets"]}
+    assert len(tickers) > 10
     for ticker in tickers:
         truth = [json.loads(line) for line in (await up.client.get(f"{control}/truth/{ticker}")).text.splitlines()]
-        if not any(row["type"] == "snapshot" for row in truth):
-            continue
         expected = truth_book(truth)
-        if expected == ({}, {}) and not any(row["sent"] for row in truth):
-            continue  # it closed, as some do each quarter of an hour, before anybody could subscribe to it
 
         async def settled(ticker: str = ticker, expected: object = expected) -> bool:
             try:
                 now = await up.get(f"/v1/orderbook/{ticker}")
                 then = await up.get(f"/v1/orderbook/{ticker}", at="9999-12-31T00:00:00Z")
+                if now.status_code != 200 or then.status_code != 200 or now.json()["quality"]["gap"]:
+                    return False
+                if not served_book(now.json()) == served_book(then.json()) == expected:
+                    return False
+                rows = await up.list(f"/v1/deltas/{ticker}", limit=1000)
             except httpx.TransportError:  # the gateway may end with the broker, and is started again
                 return False
-            if now.status_code != 200 or then.status_code != 200:
-                return False
-            return served_book(now.json()) == served_book(then.json()) == expected and not now.json()["quality"]["gap"]
+            assert [row["version"] for row in rows] == list(range(1, len(rows) + 1)), ticker
+            return True
 
         try:
             await until(settled)
@@ -91,14 +101,10 @@ async def equal_to_the_truth(up: Up) -> None:
             now = await up.get(f"/v1/orderbook/{ticker}")
             then = await up.get(f"/v1/orderbook/{ticker}", at="9999-12-31T00:00:00Z")
             raise AssertionError(f"{ticker}: served now {now.text}\nat the end of time {then.text}\ntrue {expected}") from None
-        rows = await up.list(f"/v1/deltas/{ticker}", limit=1000)
-        assert [row["version"] for row in rows] == list(range(1, len(rows) + 1)), ticker
-        compared += 1
-    assert compared >= 8
     (await up.client.post(f"{control}/resume")).raise_for_status()
+    return tickers
 
 
-@pytest.mark.timeout(900)  # nine ends and starts, each waited for: a minute alone, many on a machine that has others to serve
 async def test_the_first_day(tmp_path: Path) -> None:
     home = tmp_path / "home"
     async with Up(home, *GENERATED, KB_ARCHIVE=str(home / "archive"), KB_ARCHIVE_SECONDS="2") as up:
@@ -154,10 +160,14 @@ async def test_the_first_day(tmp_path: Path) -> None:
 
             await until(back)
             assert f"{name} was ended by signal 9" in up.screen
-        await equal_to_the_truth(up)
+        equal = await equal_to_the_truth(up)
+
+        async def all_ended() -> bool:
+            return all(gap["end"] for gap in up.state()["gaps"] if gap["market_ticker"] in equal)
+
+        await until(all_ended)
         status = json.loads(kb(home, "status", "--json").stdout)
-        assert {gap["cause"] for gap in status["gaps"]} <= {"disconnect"}
-        assert all(gap["end"] for gap in status["gaps"])
+        assert {gap["cause"] for gap in status["gaps"]} <= RESTS
         versions = await versions_of(up)
 
         # Ctrl-C leaves nothing running, and the next start goes on where the data stands.
@@ -232,11 +242,13 @@ async def test_bad_input_is_kept_counted_and_told_and_ends_nothing(tmp_path: Pat
         await up.says("?at=")
         control = json.loads((home / "simulator.json").read_text())["control_url"]
         ticker = next(iter(await versions_of(up)))
-        for kind, cause in FAULTS.items():
+        for kind, causes in FAULTS.items():
+            known = {(gap["market_ticker"], gap["start"]) for gap in up.state()["gaps"]}
 
-            async def healed(cause: str | None = cause) -> bool:
+            async def healed(causes: set[str] | None = causes, known: set[tuple[str, str]] = known) -> bool:
                 gaps = up.state()["gaps"]
-                return all(gap["end"] for gap in gaps) and (cause is None or cause in {gap["cause"] for gap in gaps})
+                found = {gap["cause"] for gap in gaps if (gap["market_ticker"], gap["start"]) not in known}
+                return all(gap["end"] for gap in gaps) and (causes is None or not found.isdisjoint(causes))
 
             # A bad frame that comes while its market lies in a gap already makes no other one: then it is sent again.
             for _ in range(6):
@@ -246,7 +258,7 @@ async def test_bad_input_is_kept_counted_and_told_and_ends_nothing(tmp_path: Pat
                     await until(healed, 10)
                     break
             else:
-                raise AssertionError(f"{kind} left no {cause}: {up.state()['gaps']}")
+                raise AssertionError(f"{kind} left no {causes}: {up.state()['gaps']}")
         off_grid = {"kind": "off_grid", "market_ticker": ticker}
         assert (await up.client.post(f"{control}/faults", json=off_grid)).status_code == 200
         await equal_to_the_truth(up)

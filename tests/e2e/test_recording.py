@@ -17,7 +17,7 @@ from tests.e2e import brute
 from tests.e2e.running import Up, alive
 from tests.support import recordings
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(900)]
 INSTANTS = 2_000
 AT_ONCE = 16
 

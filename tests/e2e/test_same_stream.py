@@ -4,10 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.e2e import brute
 from tests.e2e.running import Up, alive, kb
 from tests.support import recordings
 
+pytestmark = pytest.mark.timeout(900)
 Stream = dict[str, list[dict[str, Any]]]
 
 

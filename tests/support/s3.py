@@ -23,8 +23,7 @@ from pyarrow import fs
 
 from kalshibook_core.archive.store import Bucket
 from kalshibook_tools.stack.jars import cache_folder
-from kalshibook_tools.stack.probe import free_port
-from tests.support.service import WITHIN
+from tests.support.service import WITHIN, own_port
 
 KEYS = {"AWS_ACCESS_KEY_ID": "kalshibook", "AWS_SECRET_ACCESS_KEY": "kalshibook", "AWS_REGION": "us-east-1"}
 BUCKET = "kb-archive"
@@ -87,7 +86,7 @@ def _go(go: str, folder: Path) -> str | None:
 @contextmanager
 def running(folder: Path) -> Iterator[S3]:
     """Run a server with its state in `folder`; KEYS must be in the environment."""
-    port, program = free_port(), minio()
+    port, program = own_port(), minio()
     user, password = KEYS["AWS_ACCESS_KEY_ID"], KEYS["AWS_SECRET_ACCESS_KEY"]
     quiet = {"MINIO_BROWSER": "off", "MINIO_UPDATE": "off"}  # neither a port of its own, nor a look for a newer release
     env = {**os.environ, **quiet, "MINIO_ROOT_USER": user, "MINIO_ROOT_PASSWORD": password}  # noqa: TID251

@@ -1,7 +1,9 @@
 """One service of ours as a real process, with its own health port: start it, ask it, freeze it, kill it."""
 
 import asyncio
+import itertools
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -16,6 +18,14 @@ from kalshibook_tools.stack.probe import free_port
 
 WITHIN = 60.0
 """Seconds any condition may take; a slow machine only makes tests slow."""
+
+_PORTS = itertools.count(random.randrange(10_000, 30_000))
+"""Below those that a system gives to whoever asks for any: nobody is given one between its choice and its server's start."""
+
+
+def own_port() -> int:
+    """Return a loopback port for a server that is told which to take."""
+    return next(port for port in _PORTS if free_port(port) == port)
 
 
 async def until(condition: Callable[[], Awaitable[Any]], within: float = WITHIN) -> Any:
@@ -33,7 +43,7 @@ class Service:
     """`python -m services.<name>`; leaves nothing running behind its block."""
 
     def __init__(self, name: str, cluster: Cluster, log: Path, **env: str) -> None:
-        self.name, self.log, self.port = name, log, free_port()
+        self.name, self.log, self.port = name, log, own_port()
         self._env: Mapping[str, str] = {
             **os.environ,  # noqa: TID251
             "KB_KAFKA_BROKERS": cluster.brokers,
