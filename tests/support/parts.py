@@ -80,12 +80,12 @@ class Session:
         pid_file = self.folder / "parts.pid"
         if self._holder is not None:
             self._holder.terminate()
-            self._holder.wait(60)
+            self._holder.wait(120)
         elif pid_file.exists():
             with contextlib.suppress(psutil.NoSuchProcess):
                 process = psutil.Process(int(pid_file.read_text()))
                 process.terminate()
-                process.wait(60)
+                process.wait(120)
 
     def _start(self, known: Path) -> None:
         log = self.folder / "parts.log"

@@ -65,7 +65,7 @@ async def test_leftovers_are_stopped_and_strangers_are_not(home: Home, sleeper: 
     home.pid_file("ingest").write_text(json.dumps({"pid": os.getpid(), "born": "somebody else's"}))
     remember(home.pid_file("persister"), sleeper.pid)
     await home.stop_leftovers(lambda line: None)
-    assert sleeper.wait(10) == -15
+    assert sleeper.wait(60) == -15
     assert home.leftovers() == {}
 
 
