@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.e2e.running import Up, alive, kb
+from tests.e2e.running import START_WITHIN, Up, alive, kb
 from tests.support.service import until
 
 pytestmark = pytest.mark.timeout(900)  # a minute alone, many on a machine that has others to serve
@@ -96,7 +96,7 @@ async def equal_to_the_truth(up: Up) -> set[str]:
             return True
 
         try:
-            await until(settled)
+            await until(settled, START_WITHIN)
         except TimeoutError:
             now = await up.get(f"/v1/orderbook/{ticker}")
             then = await up.get(f"/v1/orderbook/{ticker}", at="9999-12-31T00:00:00Z")
@@ -130,7 +130,7 @@ async def test_the_first_day(tmp_path: Path) -> None:
         async def all_run() -> bool:
             return all(service["state"] == "running" for service in up.state()["services"].values())
 
-        await until(all_run)  # one that is too busy to answer is not said to run
+        await until(all_run, START_WITHIN)  # one that is too busy to answer is not said to run
 
         # A second one in the same home is refused in one line; so is a reset.
         second = kb(home, "up")
@@ -158,14 +158,14 @@ async def test_the_first_day(tmp_path: Path) -> None:
                 service = up.state()["services"][name]
                 return bool(service["restarts"] and service["state"] == "running")
 
-            await until(back)
+            await until(back, START_WITHIN)
             assert f"{name} was ended by signal 9" in up.screen
         equal = await equal_to_the_truth(up)
 
         async def all_ended() -> bool:
             return all(gap["end"] for gap in up.state()["gaps"] if gap["market_ticker"] in equal)
 
-        await until(all_ended)
+        await until(all_ended, START_WITHIN)
         status = json.loads(kb(home, "status", "--json").stdout)
         assert {gap["cause"] for gap in status["gaps"]} <= RESTS
         versions = await versions_of(up)
@@ -273,14 +273,14 @@ async def test_bad_input_is_kept_counted_and_told_and_ends_nothing(tmp_path: Pat
         async def is_full() -> bool:
             return time.time() - (home / "state.json").stat().st_mtime > 3  # noqa: TID251
 
-        await until(is_full)
+        await until(is_full, START_WITHIN)
         resource.prlimit(up.process.pid, resource.RLIMIT_FSIZE, limit)
 
         async def back() -> bool:
             gateway = up.state()["services"]["gateway"]
             return bool(gateway["restarts"]) and gateway["state"] == "running"
 
-        await until(back)
+        await until(back, START_WITHIN)
 
         unknown = await up.get("/v1/orderbook/NO-SUCH")
         bad = await up.get(f"/v1/orderbook/{ticker}", at="yesterday")
