@@ -103,12 +103,13 @@ async def written(cluster: Cluster) -> Streams:
 
 
 @contextmanager
-def deduplicator(cluster: Cluster, log: Path) -> Iterator[Process]:
+def deduplicator(cluster: Cluster, log: Path, instance: str = "") -> Iterator[Process]:
     env = {
         **os.environ,  # noqa: TID251
         "KB_KAFKA_BROKERS": cluster.brokers,
         "KB_TOPIC_PREFIX": cluster.prefix,
         "KB_KAFKA_PARTITIONS": str(cluster.partitions),
+        "KB_INSTANCE": instance,
         "KB_DEDUPLICATOR_BATCH": "40",
         "KB_DEDUPLICATOR_LINGER_MS": "0",
         "KB_DEDUPLICATOR_TRADE_WINDOW": str(WINDOW),
@@ -166,18 +167,19 @@ async def joined(cluster: Cluster, logs: Path, alone: int, both: int) -> AsyncIt
 
 async def killed_at_random_points(cluster: Cluster, log: Path, expected: Streams, seed: int) -> None:
     """One process after another, each killed in mid-stream, the last stopped: together they write what is expected."""
+    # By one name, so that each has the partitions at once, and with them what the killed one left of a transaction.
     rng = random.Random(seed)
     total = book_events(expected)
     async with Consumer(cluster, [topics.BOOK]) as reader:
         progress = Progress(reader, [])
         for part in range(1, 5):
-            with deduplicator(cluster, log) as process:
+            with deduplicator(cluster, log, "one") as process:
                 progress.processes = [process]
                 await progress.reach(max(progress.count + 1, total * part // 6 + rng.randrange(-50, 50)))
                 process.kill()
             progress.processes = []
             assert progress.count < total  # it was killed in mid-stream
-        with deduplicator(cluster, log) as process:
+        with deduplicator(cluster, log, "one") as process:
             progress.processes = [process]
             await expect(cluster, expected, progress)
             process.send_signal(signal.SIGTERM)
