@@ -43,10 +43,10 @@ demo: $(STAMP) ## Start detached and ask the first question; `make down` ends it
 
 ##@ Check
 test: setup lint types ## Lint, types and every test; needs no Docker
-	@$(PYTEST) -n $(WORKERS) --dist loadfile $(or $(TESTS),tests)
+	@$(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(or $(TESTS),tests)
 
 test-unit: $(STAMP) ## The tests that need no network
-	@$(PYTEST) -n $(WORKERS) --dist loadfile $(or $(TESTS),tests/unit)
+	@$(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(or $(TESTS),tests/unit)
 
 test-integration: setup ## One service at a time, on the real broker, database and cache
 	@$(PYTEST) -n $(WORKERS) --dist loadfile $(or $(TESTS),tests/integration tests/contract)
