@@ -191,6 +191,34 @@ def _tell(markets: dict[str, Json], table: Table, event: Any) -> None:
     told["checksum"] = to_hex(event.checksum)
 
 
+class Telling:
+    """What the rows of a file say, for who compares it with its manifest as he reads them."""
+
+    def __init__(self, table: Table) -> None:
+        """Begin with no row."""
+        self._table = table
+        self._markets: dict[str, Json] = {}
+
+    def add(self, event: Any) -> None:
+        """Take the next row."""
+        _tell(self._markets, self._table, event)
+
+    def contradicts(self, told: Json) -> str | None:
+        """Return what a manifest says otherwise, None if nothing: of rows, times, versions, checksums, segments, gaps."""
+        if told["markets"].keys() != self._markets.keys():
+            return f"it says {len(told['markets']):,} markets, its rows {len(self._markets):,}, or others"
+        mine, its = [], []
+        for ticker, each in self._markets.items():
+            names = each.keys() | ({"gaps"} if self._table.name in ("book", "trades") else set())
+            mine += [(ticker, name, each.get(name)) for name in names]
+            its += [(ticker, name, told["markets"][ticker].get(name)) for name in names]
+        for name, pick in (("first_us", min), ("last_us", max)):
+            mine.append(("time", name, pick(each[name] for each in self._markets.values())))
+            its.append(("time", name, told["time"][name]))
+        differing = (f"it says {other}, its rows {one}" for one, other in zip(mine, its, strict=True) if one != other)
+        return next(differing, None)
+
+
 def dump(manifest: Json) -> bytes:
     """Return a manifest as it is written."""
     return orjson.dumps(manifest) + b"\n"

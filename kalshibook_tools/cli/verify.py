@@ -27,6 +27,7 @@ _ROWS = (
     ("rows_cold", "events of days that the database has handed to the archive"),
     ("gaps_proved", "gaps that the database has as the events tell them"),
     ("gaps_pending", "gaps of which the database has yet to get something, or has it already"),
+    ("gaps_unjudged", "of these, gaps in trades of which only events after --to could tell: not judged"),
     ("unnamed", "files that nothing names: left by a writer that was killed; no reader sees them"),
     ("objects", "OBJECTS: missing, or not what was written"),
     ("raw", "RAW: partitions whose first raw records are not archived"),
@@ -343,7 +344,7 @@ class _Run:
         if compared is None:
             await each.run(None, stored, progress, save)
             return each
-        of_gaps = gaps.Gaps(self._wanted, {ticker: market.book.version for ticker, market in partition.markets.items()})
+        of_gaps = gaps.Gaps(self._wanted, partition.markets)
         await each.run(compared.compare, stored, progress, save, of_gaps.take)
         await compared.end(number, reached, each.unarchived)
         if not self.result.counts["raw"]:

@@ -4,7 +4,7 @@ The raw rows of a partition are given to the deduplicator's own core in the orde
 a savepoint of a fold before, and each event that comes out is compared with the archived one and with its row in the database.
 
     objects      a commit, a repack, a manifest or a file is missing or is not what was written; no commit holds some offsets; a
-                 repack has not as many rows as the files it stands for
+                 repack has not as many rows as the files it stands for; a manifest says of its file what its rows do not
     raw          the raw rows do not begin at the log's first record, so nothing they make can be compared
     events       an archived event is not the one the raw rows make, is missing though later ones are there, or comes from nowhere
     checkpoints  a checkpoint, archived or in the database, whose checksum, time or gap is not that of its version, or whose
@@ -23,7 +23,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
-from kalshibook_core.archive import layout, tables
+from kalshibook_core.archive import layout, manifest, tables
 from kalshibook_core.archive.layout import Commit, Repack
 from kalshibook_core.archive.manifest import Entry, Repacked
 from kalshibook_core.archive.reader import Archive, Damaged, Held
@@ -284,7 +284,7 @@ class Proof:
         self._checkpoints, self._note = [stored, self._archived_checkpoints()], note
         canonical = {topic: self._canonical(topic, progress) for topic in self._sides}
         given = {ticker: market.book.version for ticker, market in self._partition.markets.items()}
-        streams, day = _Streams(self._archive, self._found, raw), 0
+        streams, day = _Streams(self._archive, self._found, raw, self._result), 0
         for commit in raw.chain.commits:
             if commit.next <= self._start:
                 continue
@@ -387,7 +387,9 @@ class Proof:
             for entry in entries:
                 again = (topic, self._number, entry.day, entry.series) in self.rebuilt
                 if entry.day in wanted.days and series in (None, entry.series) and not again:
-                    yield from (row for row in self._archive.stream(entry) if wanted.has(table, row[1]))
+                    yield from (
+                        row for row in _told(self._archive, topic, self._number, entry, self._result) if wanted.has(table, row[1])
+                    )
                 progress(entry.rows)
 
         for day in sorted(held.repacks):
@@ -396,11 +398,24 @@ class Proof:
             yield list(wanted_of(self._found.left(held, commit)))
 
 
+def _told(archive: Archive, topic: str, partition: int, entry: Entry, result: Result) -> Iterator[Row]:
+    """Yield the rows of a file, and note it if its manifest says something else of them."""
+    telling = manifest.Telling(tables.BY_NAME[entry.table])
+    for row in archive.stream(entry):
+        telling.add(row[1])
+        yield row
+    if (why := telling.contradicts(archive.manifest(entry))) is not None:
+        damaged = Damaged(entry.path.removesuffix(layout.ROWS) + layout.MANIFEST, f"not of its file: {why}")
+        _note(result, damaged)
+        if topic in _MADE_AGAIN:
+            result.hurt.setdefault(damaged.path, []).append((topic, partition, entry.day, entry.series))
+
+
 class _Streams:
     """The raw rows of a partition, commit by commit in the order of their offsets, wherever they stand now."""
 
-    def __init__(self, archive: Archive, found: Contents, held: Held) -> None:
-        self._archive, self._found, self._held = archive, found, held
+    def __init__(self, archive: Archive, found: Contents, held: Held, result: Result) -> None:
+        self._archive, self._found, self._held, self._result = archive, found, held, result
         self._open: dict[tuple[int, str, str], Iterator[Row]] = {}
         self._ahead: dict[tuple[int, str, str], Row] = {}
 
@@ -410,7 +425,7 @@ class _Streams:
             if self._held.supersedes(entry.day, commit):
                 rows += self._before(commit.next, (entry.day, entry.channel, entry.series))
             else:
-                rows += self._archive.rows(entry)
+                rows += self._rows(entry)
         rows.sort(key=lambda row: row[0])
         return rows
 
@@ -419,12 +434,15 @@ class _Streams:
             day, *where = place
             files = self._found.repacked[self._held.repacks[day]].files
             mine = [entry for entry in files if [entry.channel, entry.series] == where]
-            self._open[place] = (row for entry in mine for row in self._archive.stream(entry))
+            self._open[place] = (row for entry in mine for row in self._rows(entry))
         while (row := self._ahead.pop(place, None) or next(self._open[place], None)) is not None:
             if row[0] >= offset:
                 self._ahead[place] = row
                 return
             yield row
+
+    def _rows(self, entry: Entry) -> Iterator[Row]:
+        return _told(self._archive, self._held.topic, self._held.partition, entry, self._result)
 
 
 class _Side:

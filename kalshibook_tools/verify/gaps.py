@@ -6,7 +6,9 @@ as often as they are there.
 
 No difference is what the table can not have yet, or has already. It has not: what the last events say, as many as the archive is
 ahead of it. It has: of a book what a version after the last one folded says; of trades whatever is not folded, if it is ahead.
-Where a fold begins at a savepoint, gaps that began and ended before are not looked at.
+Where a fold begins at a savepoint, gaps that began and ended before are not looked at; what of it is open there is told by the
+savepoint. Where it ends before the last raw row (`--to`), a gap in trades that no event tells of may be told by a later one: it
+is counted as not judged.
 
 The gaps of a partition are in memory while it is folded.
 """
@@ -18,6 +20,7 @@ from typing import Any, Final, NamedTuple
 
 from kalshibook_core.wire.events import BOOK, READ_OVER, TRADES, BookDelta, BookSnapshot, Gap, Trade
 from kalshibook_tools.verify.archive import END_US, Result, Wanted
+from services.deduplicator.partition import Market
 
 _AT_ONCE: Final = 1_000
 
@@ -75,10 +78,15 @@ class Reach(NamedTuple):
 class Gaps:
     """The gaps of a partition, as a fold of it meets them."""
 
-    def __init__(self, wanted: Wanted, versions: Mapping[str, int]) -> None:
-        """Begin with the markets whose events are given, each up to its version; none where the fold begins at nothing."""
-        self._wanted, self._given, self._versions = wanted, versions, dict(versions)
+    def __init__(self, wanted: Wanted, given: Mapping[str, Market]) -> None:
+        """Begin with the markets of which something is given; none where the fold begins at nothing."""
+        markets = {ticker: market for ticker, market in given.items() if wanted.ticker in (None, ticker)}
+        self._wanted, self._given = wanted, {ticker: market.book.version for ticker, market in markets.items()}
+        self._versions = self._given.copy()
         self._told: dict[str, dict[str, list[Told]]] = {BOOK: defaultdict(list), TRADES: defaultdict(list)}
+        for ticker, trades in ((ticker, market.trades) for ticker, market in markets.items()):
+            if trades.gap_start_us is not None:
+                self._told[TRADES][ticker].append(Told(trades.gap_start_us, None, trades.gap_cause or "", 0, 0, 0))
         self._events = Counter[str]()
 
     @property
@@ -141,8 +149,9 @@ class Gaps:
         of_book, last, given = channel == BOOK, self._versions.get(ticker, 0), self._given.get(ticker, 0)
         sure = self._events[channel] - reach.late
         keys = {_key(gap) for gap in told}
-        # Of what the savepoint took as given, only what has been told more of since.
-        left = [row for row in rows if self._has(row) and (_key(row, of_book) in keys or row.version > given or not self._given)]
+        # Of a book's gaps that the savepoint took as given, only what has been told more of since. One in trades closes at its
+        # end, so if it is wanted and closed, an event since has told of it.
+        left = [row for row in rows if self._has(row) and (not of_book or _key(row) in keys or row.version > given or not given)]
         pending, differing = 0, list[Told]()
         for gap in filter(self._has, told):
             alike = (row for row in left if (_key(row, of_book), row.end_us, row.cause) == (_key(gap), gap.end_us, gap.cause))
@@ -172,6 +181,7 @@ class Gaps:
                 self._note(result, Wrong(ticker, channel, row, gap), f"{gap}: {row or 'not in the table'}")
         for row in left:
             if row.version > last if of_book else reach.ahead:
+                result.counts["gaps_unjudged"] += not of_book and self._wanted.to_us != END_US
                 pending += 1
             else:
                 self._note(result, Wrong(ticker, channel, row, None), f"no event tells of {row}")

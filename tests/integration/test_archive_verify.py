@@ -311,7 +311,7 @@ async def test_what_is_damaged_is_made_again_from_the_raw_rows_or_refused(databa
 
 
 async def test_gaps_that_the_table_has_otherwise_are_found_and_put_right(database, tmp_path: Path):
-    written, place = log(1_500, pace=2_000, hurts=copies.Hurts(drop=8_000, all_cut=8_000)), tmp_path / "archive"
+    written, place = log(1_500, pace=10_000, hurts=copies.Hurts(drop=8_000, all_cut=8_000)), tmp_path / "archive"
     await asyncio.to_thread(write, place, written)
     middle = written[topics.RAW.name][len(written[topics.RAW.name]) // 2].offset
     before = {topic: [each for each in of if raw_offset(each) < middle] for topic, of in written.items()}
@@ -334,7 +334,7 @@ async def test_gaps_that_the_table_has_otherwise_are_found_and_put_right(databas
     hurt_rows = []
     told = ("not in the table", "cause='clock_step'", "end_us=7", "end_us=None", "no event tells of", "filled at 5")
     for channel in ("orderbook_delta", "trade"):
-        some = [row for row in right if row["channel"] == channel and row["end_us"] is not None]
+        some = [row for row in reversed(right) if row["channel"] == channel and row["end_us"] is not None]
         for row, change in zip(
             some,
             (
@@ -357,8 +357,16 @@ async def test_gaps_that_the_table_has_otherwise_are_found_and_put_right(databas
     for channel in ("orderbook_delta", "trade"):
         lines = [line for line in report["differences"] if f", {channel}: " in line]
         assert all(any(each in line for line in lines) for each in told), lines
+    last_us = max(row["start_us"] for row in hurt_rows)
+    cut = await verify(place, database, "--to", truth.rfc3339(last_us - last_us % DAY_US + DAY_US))
+    assert figure(cut, "not judged") == 1, cut.output  # the one in trades that no event tells of
+    since = "--from", truth.rfc3339(last_us - last_us % DAY_US)
+    begun = await verify(place, database, *since)
+    whole = await verify(place, database, *since, "--savepoints", str(tmp_path / "no"))
+    assert "taken as given" in begun.stdout and figure(begun, "GAPS") == figure(whole, "GAPS") > 0, (begun.output, whole.output)
+    unhurt = await connection.fetchval("SELECT ticker FROM markets WHERE id = $1", right[0]["market_id"])
     far = truth.rfc3339(right[-1]["start_us"] + 10 * DAY_US)
-    assert (await verify(place, database, "--from", far, "--market", "KXTRUTH-5-0.5")).exit_code == 0
+    assert (await verify(place, database, "--from", far, "--market", unhurt)).exit_code == 0
     repaired = await verify(place, database, "--repair")
     assert repaired.exit_code == 0, repaired.output
     assert await connection.fetch(rows) == right
@@ -432,6 +440,40 @@ async def test_a_damaged_file_is_named_and_put_away(tmp_path: Path):
     assert moved.exit_code == 1 and f"quarantine/{name}" in moved.stderr and not hurt.exists()
     assert f"{name}: missing" in (await verify(tmp_path / "a")).stderr
     assert Archive(Folder(tmp_path / "a")).held(topics.BOOK.name)[0].chain.commits
+
+
+async def test_a_manifest_that_its_writer_got_wrong_is_named_and_made_again(tmp_path: Path):
+    written, place = log(1_000, pace=20_000, hurts=copies.Hurts(drop=8_000, all_cut=8_000)), tmp_path / "a"
+    await asyncio.to_thread(write, place, written)
+    before, names = said(place, topics.BOOK.name), list[str]()
+    for name, wrong in (("gaps", []), ("last_version", 7)):
+        names.append(reseal(place, topics.BOOK.name, name, wrong, names))
+    found = await verify(place, "", "--keep")
+    assert (found.exit_code, figure(found, "OBJECTS")) == (1, 2), found.output
+    assert all(f"{name}: not of its file: it says ('KXTRUTH" in found.stderr for name in names), found.stderr
+    repaired = await verify(place, "", "--repair")
+    assert repaired.exit_code == 0, repaired.output
+    assert said(place, topics.BOOK.name) == before
+    name = reseal(place, topics.RAW.name, "rows", 7, [])
+    refused = await verify(place, "", "--repair")
+    assert refused.exit_code == 1 and f"nothing was changed: cannot be made again: {name}" in refused.stderr
+
+
+def reseal(place: Path, topic: str, name: str, wrong: object, but: list[str]) -> str:
+    """Have a manifest say something else of a market, and its commit vouch for it; return which, none of those it must not be."""
+    archive = Archive(Folder(place))
+    of = archive.held_of(topic, 2).chain.commits[0]
+    entries = archive.files(of)
+    for n, entry in enumerate(entries):
+        path, told = entry.path.removesuffix(layout.ROWS) + layout.MANIFEST, archive.manifest(entry)
+        market = next((its for its in told["markets"].values() if name in its), None)
+        if path not in but and market is not None:
+            market[name] = wrong
+            (place / path).write_bytes(content := manifest.dump(told))
+            entries[n] = entry._replace(manifest_sha256=manifest.digest(content))
+            (place / of.path).write_bytes(manifest.seal(of, entries))
+            return path
+    raise AssertionError(f"no market has {name}")
 
 
 async def test_without_an_archive_it_says_so(tmp_path: Path):

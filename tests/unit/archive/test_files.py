@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from kalshibook_core.archive import layout, tables
+from kalshibook_core.archive.manifest import Telling
 from kalshibook_core.archive.reader import Archive, Damaged
 from kalshibook_core.archive.store import Folder, open_store
 from kalshibook_core.orderbook.checksum import to_hex
@@ -52,6 +53,16 @@ def test_a_manifest_says_what_is_in_its_file(tmp_path: Path) -> None:
     for entry in entries:
         told = held.manifest(entry)
         rows = by_market(event for _, event in held.rows(entry))
+        telling = Telling(tables.BOOKS)
+        for _, event in held.rows(entry):
+            telling.add(event)
+        assert telling.contradicts(told) is None
+        for ticker, of in told["markets"].items():
+            for name in of.keys() - {"quality"} | {"gaps"}:
+                wrong = told | {"markets": told["markets"] | {ticker: of | {name: 7}}}
+                assert repr(ticker) in str(telling.contradicts(wrong))
+        assert telling.contradicts(told | {"time": {"first_us": 7, "last_us": told["time"]["last_us"]}})
+        assert telling.contradicts(told | {"markets": {}})
         assert told["markets"].keys() == rows.keys()
         for ticker, of in told["markets"].items():
             these = rows[ticker]
