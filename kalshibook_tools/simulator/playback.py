@@ -79,7 +79,7 @@ class Playback:
         self._due_ms = recording.first_ms
 
     async def run(self) -> None:
-        """Play everything, then say so; the sockets stay."""
+        """Play everything, then say so when every client has read it; the sockets stay."""
         server, exchange, deaths, hurting = self._server, self._exchange, deque(self._recording.deaths), self._hurting
         for n, (recv_ms, event) in enumerate(play(self._recording), 1):
             if self._speed is not None:
@@ -114,6 +114,7 @@ class Playback:
         if hurting is not None:
             await hurting.heal()
         await server.drained()
+        await server.read_by_all()
         exchange.done = True
         _log.info("recording played", frames=exchange.frames, markets=len(exchange.markets))
 

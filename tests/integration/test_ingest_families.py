@@ -19,6 +19,7 @@ from services.ingest.families import Families
 from services.ingest.registry import Registry
 from services.ingest.rest import Answer, Rest
 from services.ingest.settings import Settings
+from tests.integration.test_ingest_capture import ALWAYS
 
 
 @dataclass
@@ -32,7 +33,7 @@ class Read:
     bodies: list[bytes] = field(default_factory=list)
 
     async def until_read(self) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while len(self.families.since_s) < 2:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
 
@@ -42,7 +43,7 @@ async def reading(
     folder: Path, registry: Registry, since_s: Mapping[str, int], running: simulator.Running | None = None
 ) -> AsyncIterator[Read]:
     counts: Counter[str] = Counter()
-    async with simulator.serve(simulator.Config(key_dir=folder, markets=30)) as started:
+    async with simulator.serve(simulator.Config(folder, markets=30, window=ALWAYS)) as started:
         exchange = running or started
         credentials = signing.Credentials(exchange.key_id, signing.load_private_key(exchange.private_key_path.read_bytes()))
         settings = Settings(Cluster("nowhere"), credentials, exchange.ws_url, exchange.rest_url, reconcile_seconds=3600)
@@ -79,7 +80,7 @@ async def test_each_is_published_once_and_again_when_it_changed(tmp_path: Path, 
         changed = min(events)
         events[changed]["title"] = "Another question?"
         first.families.stir()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while len(first.published) == len(wanted):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         assert first.published[len(wanted) :] == [("event", changed)] and b"Another question?" in first.bodies[-1]
@@ -88,7 +89,7 @@ async def test_each_is_published_once_and_again_when_it_changed(tmp_path: Path, 
         events[changed]["title"] = "A third one?"
         since_s = dict(first.families.since_s)
         async with reading(tmp_path, registry, since_s, first.exchange) as second:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while not second.published:  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
             assert second.published == [("event", changed)]
