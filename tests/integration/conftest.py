@@ -12,6 +12,7 @@ from kalshibook_core.kafka.cluster import Cluster
 from kalshibook_core.postgres.pool import connect
 from tests.support import gateway
 from tests.support import s3 as servers
+from tests.support.service import own_port
 
 
 @pytest.fixture
@@ -23,6 +24,12 @@ async def served(cluster: Cluster, database: str, redis_url: str, tmp_path: Path
         async with httpx.AsyncClient(base_url=process.url, headers=headers, timeout=30) as client:
             yield client, connection
     await connection.close()
+
+
+@pytest.fixture
+def free_tcp_port() -> int:
+    """A port that nobody else is given until its server starts."""
+    return own_port()
 
 
 @pytest.fixture(scope="module")

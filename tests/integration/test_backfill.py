@@ -18,6 +18,7 @@ from kalshibook_core.wire.events import Trade
 from kalshibook_tools import simulator
 from kalshibook_tools.verify.archive import Result
 from kalshibook_tools.verify.database import Comparison
+from tests.support import service
 from tests.support.service import Service, until
 
 pytestmark = pytest.mark.stack
@@ -68,11 +69,16 @@ async def test_what_was_missed_is_there_once_and_says_so(cluster: Cluster, datab
             return await count(statement, *arguments) == 0
 
         async def still() -> bool:
-            """Whether all that is in the topics is in the tables."""
-            before = await count("SELECT sum(next_offset) FROM consumer_offsets")
-            await asyncio.sleep(1)
-            lags = [await service.counter("lag_records") for service in (deduplicator, persister)]
-            return lags == [0, 0] and before == await count("SELECT sum(next_offset) FROM consumer_offsets")
+            """Whether all that was sent is in the topics, and all that is there in the tables."""
+            return await ingest.counter("buffered_bytes") == 0 and await service.still(connection, deduplicator, persister)
+
+        async def unseen() -> list[str]:
+            """Markets that ended while nobody listened, once there is one whose end the table does not have."""
+            met = {row[0] for row in await connection.fetch("SELECT ticker FROM markets")}
+            traded = {row[0] for row in truth(exchange)}
+            ended = {ticker for ticker, market in happened.markets.items() if market.body["status"] == "finalized"}
+            found = sorted(ended & (met | (traded - known)))
+            return found if ended - known and await count(_SETTLED, found) < len(found) else []
 
         async def more(read: int | None) -> bool:
             """Whether more was read of the exchange's history, or there is nothing left to read."""
@@ -89,16 +95,12 @@ async def test_what_was_missed_is_there_once_and_says_so(cluster: Cluster, datab
             await until(lambda: count(f"{_UNFILLED} AND cause = 'disconnect'"))
             ingest.kill()
             known = set(happened.markets)
-            await until(lambda: _settled_unseen(exchange, known))
-            met = {row[0] for row in await connection.fetch("SELECT ticker FROM markets")}
-            traded = {row[0] for row in truth(exchange)}
-            ended = {ticker for ticker, market in happened.markets.items() if market.body["status"] == "finalized"}
-            unseen = sorted(ended & (met | (traded - known)))
-            assert await count(_SETTLED, unseen) < len(unseen)
-            before = await count(_UNFILLED)
+            ended: list[str] = await until(unseen)
+            back_us = happened.clock_us()
             ingest.start()
-            await until(lambda: count(f"{_UNFILLED} HAVING count(*) > {before}"))
+            await until(lambda: count(f"{_UNFILLED} AND end_us > {back_us}"))  # by this life, and not late by one before
             exchange.pause()
+            await exchange._server.read_by_all()
             await until(still)
 
             missed = truth(exchange) - set(await stored(connection))
@@ -115,7 +117,7 @@ async def test_what_was_missed_is_there_once_and_says_so(cluster: Cluster, datab
                     filler.kill()
                     filler.start()
                 await until(lambda: none(f"{_UNFILLED} AND start_us > 1"))
-                await until(lambda: none(f"SELECT {len(unseen)} - ({_SETTLED})", unseen))
+                await until(lambda: none(f"SELECT {len(ended)} - ({_SETTLED})", ended))
                 assert await filler.drain() == 0
             assert await count(_UNFILLED) == 1  # what is that old is left to the command
             assert "1 gaps are marked" in await backfill("trades", "--age", "0")
@@ -153,7 +155,7 @@ async def test_what_was_missed_is_there_once_and_says_so(cluster: Cluster, datab
             assert result.counts["database"] == 1 and falsified in result.told[0], result.told  # what was altered, and no other
 
             read = await backfill("markets", "--from", text(first_us - HOUR), "--to", text(last_us))
-            assert int(read.split("read ")[1].split()[0]) >= len(unseen)
+            assert int(read.split("read ")[1].split()[0]) >= len(ended)
         await connection.close()
 
 
@@ -187,10 +189,6 @@ async def told_trades(cluster: Cluster) -> list[Trade]:
 
 def text(us: int) -> str:
     return datetime.fromtimestamp(us / 1e6, UTC).isoformat()
-
-
-async def _settled_unseen(exchange: simulator.Running, before: set[str]) -> bool:
-    return any(m.body["status"] == "finalized" for ticker, m in exchange.exchange.markets.items() if ticker not in before)
 
 
 async def _there(path: Path) -> bool:

@@ -116,8 +116,9 @@ async def test_killed_at_random_every_hour_is_measured_as_it_was(
 
     async def measured() -> bool:
         query = """SELECT (SELECT count(*) FROM coverage_due) = 1 AND EXISTS (SELECT FROM conditions)
-                   AND NOT EXISTS (SELECT FROM conditions_due)"""
-        return bool(await connection.fetchval(query))  # what is left is the hour of the last event
+                   AND NOT EXISTS (SELECT FROM conditions_due) AND (SELECT sum(next_offset) FROM consumer_offsets) = $1"""
+        # What is left is the hour of the last event, and nothing is left to be read that could make another one due.
+        return bool(await connection.fetchval(query, len(events) + 1))
 
     async with Service("persister", cluster, tmp_path / "log", KB_POSTGRES_DSN=database, **small) as service:
         for part in range(3):

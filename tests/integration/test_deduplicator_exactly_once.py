@@ -171,19 +171,25 @@ async def killed_at_random_points(cluster: Cluster, log: Path, expected: Streams
     rng = random.Random(seed)
     total = book_events(expected)
     async with Consumer(cluster, [topics.BOOK]) as reader:
-        progress = Progress(reader, [])
+        progress, reached = Progress(reader, []), list[int]()
         for part in range(1, 5):
             with deduplicator(cluster, log, "one") as process:
                 progress.processes = [process]
-                await progress.reach(max(progress.count + 1, total * part // 6 + rng.randrange(-50, 50)))
+                goal = max(progress.count + 1, total * part // 6 + rng.randrange(-50, 50))
+                await progress.reach(min(goal, total))  # it may have come to the end while this process had no turn
                 process.kill()
             progress.processes = []
-            assert progress.count < total  # it was killed in mid-stream
+            reached.append(progress.count)
+        assert reached[0] < total  # it was killed in mid-stream
+        restored = log.read_text().count('"event": "restored"')
         with deduplicator(cluster, log, "one") as process:
             progress.processes = [process]
             await expect(cluster, expected, progress)
+            async with asyncio.timeout(DEADLINE):  # until it listens for a signal: the lives before may have written all
+                while log.read_text().count('"event": "restored"') == restored:  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
             process.send_signal(signal.SIGTERM)
-            assert process.wait(30) == 0, log.read_text()
+            assert await asyncio.to_thread(process.wait, DEADLINE) == 0, log.read_text()
 
 
 async def test_killed_at_random_points_it_writes_what_it_would_have_written(cluster: Cluster, tmp_path: Path) -> None:

@@ -408,14 +408,14 @@ async def test_now_is_the_live_book_and_coverage_follows_the_persister(
     partition, at_us = partition_of(b"KXA", cluster.partitions), events[9].effective_us
     await connection.execute("INSERT INTO consumer_offsets VALUES ($1, $2, 5)", cluster.topic(topics.BOOK), partition)
 
-    async def offsets_were_read() -> bool:
-        return await state(at_us) == "complete"
+    async def offsets_were_read(us: int = at_us) -> bool:
+        return await state(us) == "complete"
 
     with pytest.raises(TimeoutError):  # five are stored: what was at the tenth is not known
         await gateway.eventually(offsets_were_read, 3)
     await connection.execute("UPDATE consumer_offsets SET next_offset = 20")
-    await gateway.eventually(offsets_were_read)
-    assert await state(last.effective_us - 10_000_000) == "complete"
+    await gateway.eventually(lambda: offsets_were_read(last.effective_us - 10_000_000))
+    assert await offsets_were_read()
     assert await state(last.effective_us - 9_999_999) == "pending"
 
 

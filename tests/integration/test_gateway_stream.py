@@ -26,6 +26,7 @@ from tests.support import gateway
 from tests.support.canonical import Market
 
 AT = 1_762_128_000_000_000
+PATIENT: dict[str, Any] = {"open_timeout": 60, "ping_interval": None}
 
 
 class Exchange:
@@ -116,7 +117,13 @@ async def test_every_version_once_and_a_slow_client_cut_alone(
     headers = {"X-API-Key": await gateway.key(database)}
     dice, total = random.Random(1), 12_000
     tickers = list(exchange.markets)
+    following: list[Client] = []
     async with gateway.running(cluster, database, redis_url, tmp_path, KB_STREAM_QUEUE="2000") as process:
+
+        async def heard() -> bool:
+            """Whether those who read have less to read than the gateway keeps for one of them."""
+            published = {ticker: market.version for ticker, market in exchange.markets.items()}
+            return all(each.versions.get(t, now) > now - 400 for t, now in published.items() for each in following)
 
         async def publish() -> None:
             for number in range(total * len(tickers)):
@@ -127,11 +134,13 @@ async def test_every_version_once_and_a_slow_client_cut_alone(
                 if number % 300 == 0:
                     await exchange.producer.flush()
                     await asyncio.sleep(0.02)  # 15,000 events/s at most: two cores run all of it
+                    await gateway.eventually(heard, 200)  # and no more than this machine can do: slow is only who does not read
 
         async def fast(join_after: int) -> Client:
             client = Client()
             await gateway.eventually(lambda: published(join_after), 200)
-            async with connect(address(process), additional_headers=headers, max_queue=1000) as websocket:
+            following.append(client)
+            async with connect(address(process), additional_headers=headers, max_queue=1000, **PATIENT) as websocket:
                 await websocket.send(subscribe(*tickers))
                 await client.follow(websocket, dict.fromkeys(tickers, total))
             return client
@@ -146,7 +155,7 @@ async def test_every_version_once_and_a_slow_client_cut_alone(
             host, port = process.url.removeprefix("http://").split(":")
             await asyncio.get_running_loop().sock_connect(narrow, (host, int(port)))
             client = Client()
-            async with connect(address(process), additional_headers=headers, sock=narrow, max_queue=1) as websocket:
+            async with connect(address(process), additional_headers=headers, sock=narrow, max_queue=1, **PATIENT) as websocket:
                 await websocket.send(subscribe(*tickers))
                 await gateway.eventually(lambda: cut(process), 200)
                 with pytest.raises(ConnectionClosed) as closed:

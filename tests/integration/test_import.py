@@ -18,7 +18,7 @@ from kalshibook_tools import simulator
 from services.deduplicator.partition import Partition
 from services.ingest.recordings import Recording
 from tests.support import recordings
-from tests.support.service import Service, until
+from tests.support.service import Service, still, until
 
 pytestmark = pytest.mark.stack
 
@@ -68,8 +68,13 @@ async def test_a_recording_makes_the_books_that_playing_it_makes(cluster: Cluste
         assert dict(await connection.fetch("SELECT origin, count(*) FROM trades GROUP BY 1")) == {"import-gold": len(trades)}
         for ticker in written.lines:
             assert same(await rows(connection, ticker), played[ticker]), ticker
-        settled = await connection.fetch("SELECT ticker FROM markets WHERE status = 'finalized' AND result <> ''")
-        assert {row[0] for row in settled} == written.settled
+
+        async def settled() -> bool:  # by other topics, which are read in their turn
+            found = await connection.fetch("SELECT ticker FROM markets WHERE status = 'finalized' AND result <> ''")
+            return {row[0] for row in found} == written.settled
+
+        await until(settled)
+        await until(lambda: still(connection, deduplicator, persister))
         assert await connection.fetchval("SELECT title FROM markets WHERE ticker = $1", known) == "Known"  # it is of later
         died = await connection.fetchval("SELECT count(*) FROM gaps WHERE channel = 'orderbook_delta' AND end_us IS NOT NULL")
         assert died == len(written.known_at_death[0])

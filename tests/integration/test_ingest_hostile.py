@@ -147,8 +147,10 @@ class Scene:
         self.exchange.mood = "good"
         self.exchange.ahead = timedelta()
         self.exchange.cut()
-        good = await self.until(lambda c: c["subscriptions"] == 3 and c["connections"] == 1 and not c["trouble"], "capturing")
-        assert good["clock_skew_seconds"] < 2
+        await self.until(
+            lambda c: c["subscriptions"] == 3 and c["connections"] == 1 and not c["trouble"] and c["clock_skew_seconds"] < 2,
+            "capturing",
+        )
         await self.read(lambda raw: raw.market_ticker in MARKETS and b"_snapshot" in raw.payload)
 
     async def read(self, wanted: Callable[[RawFrame], bool]) -> None:
@@ -182,7 +184,7 @@ async def gathering(cluster: Cluster, folder: Path, health_port: int, mood: str,
         )
         async with (
             asyncio.TaskGroup() as tasks,
-            httpx.AsyncClient(base_url=f"http://127.0.0.1:{health_port}", trust_env=False) as client,
+            httpx.AsyncClient(base_url=f"http://127.0.0.1:{health_port}", trust_env=False, timeout=60) as client,
         ):
             running = tasks.create_task(ingest.serve(told, stop))
 

@@ -53,7 +53,7 @@ async def process(env: dict[str, str]) -> AsyncIterator[asyncio.subprocess.Proce
 async def event(running: asyncio.subprocess.Process, name: str) -> dict[str, object]:
     """Return the first log line of this name."""
     assert running.stderr is not None
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         async for line in running.stderr:
             if line.startswith(b"{") and (said := orjson.loads(line))["event"] == name:
                 return dict(said)
@@ -105,7 +105,7 @@ async def test_sigterm_breaks_what_is_held_and_exits_0(cluster: Cluster, tmp_pat
         async with process(environment(cluster, capture.exchange)) as running:
             await capture.begun()
             running.send_signal(signal.SIGTERM)
-            async with asyncio.timeout(15):
+            async with asyncio.timeout(60):
                 assert await running.wait() == 0
         markets = set(capture.tickers)
         await capture.until(lambda: capture_tests.broken(capture, "disconnect") >= markets, "a break of every book")
@@ -184,10 +184,13 @@ async def test_a_spool_that_cannot_be_had_is_exit_2_and_why(cluster: Cluster, tm
 
 
 async def test_it_is_ready_once_the_first_markets_are_subscribed(cluster: Cluster, tmp_path: Path, free_tcp_port: int) -> None:
-    async with watched(cluster, tmp_path) as capture, httpx.AsyncClient(base_url=f"http://127.0.0.1:{free_tcp_port}") as health:
+    async with (
+        watched(cluster, tmp_path) as capture,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{free_tcp_port}", timeout=60) as health,
+    ):
         env = environment(cluster, capture.exchange) | {"KB_HEALTH_PORT": str(free_tcp_port)}
         async with process(env) as running:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(60):
                 await event(running, "capturing")
                 while (await health.get("/readyz")).status_code != httpx.codes.OK:  # noqa: ASYNC110  (a status to be polled)
                     await asyncio.sleep(0.02)

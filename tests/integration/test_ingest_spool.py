@@ -23,10 +23,11 @@ from kalshibook_core.wire import codec
 from kalshibook_core.wire.events import RawFrame
 from kalshibook_tools import simulator
 from kalshibook_tools.stack import External, Process, local_stack
-from kalshibook_tools.stack.probe import free_port, kafka_answers
+from kalshibook_tools.stack.probe import kafka_answers
 from tests.integration.test_ingest_capture import ALWAYS
 from tests.integration.test_ingest_process import environment, process
 from tests.support.parts import Parts
+from tests.support.service import own_port
 
 pytestmark = pytest.mark.stack
 
@@ -92,7 +93,7 @@ async def scene(parts: Parts, folder: Path, **env: str) -> AsyncIterator[Scene]:
         cluster = Cluster(stack.addresses.kafka)
         await admin.ensure_topics(cluster)
         told = environment(cluster, exchange) | {
-            "KB_SPOOL": str(folder / "spool"), "KB_HEALTH_PORT": str(free_port()), "KB_SUBSCRIPTIONS_PER_CONNECTION": "3", **env,
+            "KB_SPOOL": str(folder / "spool"), "KB_HEALTH_PORT": str(own_port()), "KB_SUBSCRIPTIONS_PER_CONNECTION": "3", **env,
         }  # fmt: skip
         yield Scene(stack.processes["kafka"], cluster, exchange, told)
 
@@ -173,7 +174,7 @@ async def test_no_frame_is_lost_or_repeated_over_an_outage_and_a_kill(parts: Par
             await now.until(lambda c: c["frames_total"] > delivered["frames_total"] + 300, "books to break")
             now.exchange.pause()
             third.send_signal(signal.SIGTERM)
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 assert await third.wait() == 0
         records = await now.raw()
         each = [sorted({r.generation for r in records if r.kind == "FRAME" and r.connection == number}) for number in (0, 1)]
@@ -181,8 +182,8 @@ async def test_no_frame_is_lost_or_repeated_over_an_outage_and_a_kill(parts: Par
         assert [len(generations) for generations in each] == [3, 3]
         assert_whole(records, killed={generations[1] for generations in each})
         assert_what_was_sent(now, records)
-        for generation in lives[:2]:  # killed: its frames are there though the broker never answered it again
-            assert len(frames_of(records, generation)) > 200
+        for life in (0, 1):  # killed: its frames are there though the broker never answered it again
+            assert sum(len(frames_of(records, generations[life])) for generations in each) > 200
         assert {r.generation for r in records if r.kind == "BREAK" and r.connection == 0} == {lives[2]}
 
 
@@ -195,13 +196,13 @@ async def test_stopped_while_the_broker_is_away_it_leaves_its_breaks_for_the_nex
             await now.broker.wait()
             await now.until(lambda c: c["spooled_total"] > 300, "frames in the spool")
             first.send_signal(signal.SIGTERM)
-            async with asyncio.timeout(25):
+            async with asyncio.timeout(60):
                 assert await first.wait() == 0
         await now.back()
         async with process(now.env) as second:
             await now.until(lambda c: c["broker"] == "direct" and c["spool_bytes"] == 0, "everything delivered")
             second.send_signal(signal.SIGTERM)
-            async with asyncio.timeout(25):
+            async with asyncio.timeout(60):
                 assert await second.wait() == 0
         records = await now.raw()
         assert_whole(records)
@@ -236,7 +237,7 @@ async def test_a_full_spool_breaks_every_market_and_keeps_what_came_first(parts:
                 os.kill(now.broker.pid, signal.SIGCONT)
                 await now.until(lambda c: c["broker"] == "direct" and c["connections"] > 1, "everything delivered, and capturing")
             running.send_signal(signal.SIGTERM)
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 assert await running.wait() == 0
         records = await now.raw()
         assert_whole(records)
@@ -263,11 +264,12 @@ async def test_without_a_spool_memory_is_the_bound(parts: Parts, tmp_path: Path)
             await now.until(lambda c: c["frames_total"] > 300, "traffic")
             assert now.broker.pid is not None
             os.kill(now.broker.pid, signal.SIGSTOP)
-            await now.until(lambda c: c["connections"] == 0, "the connections broken off")
+            before = (await now.until(lambda c: c["connections"] == 0, "the connections broken off"))["trade_frames_total"]
             os.kill(now.broker.pid, signal.SIGCONT)
-            await now.until(lambda c: c["connections"] > 1, "capturing again")
+            # Frames, since a connection that has subscribed nothing yet has nothing to break.
+            await now.until(lambda c: c["connections"] > 1 and c["trade_frames_total"] > before, "capturing again")
             running.send_signal(signal.SIGTERM)
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 assert await running.wait() == 0
         records = await now.raw()
         assert_whole(records)

@@ -160,6 +160,8 @@ async def test_the_archive_halts_where_records_or_it_itself_are_gone(cluster, tm
         await client.start()
         try:
             await client.delete_topics([cluster.topic(topics.RAW)])
+            while cluster.topic(topics.RAW) in await client.list_topics():  # noqa: ASYNC110  (a broker is late to hear of it)
+                await asyncio.sleep(0.05)
         finally:
             await client.close()
         await admin.ensure_topics(cluster)

@@ -142,23 +142,28 @@ async def test_killed_after_every_statement_the_tables_are_what_came_before_the_
     assert int(told.stdout) >= 30  # partitions are made, and a transaction
 
 
-async def test_connections_cut_at_random_moments_repeat_and_lose_nothing(cluster, connection, persister):
+async def test_connections_cut_at_random_moments_repeat_and_lose_nothing(cluster, database, connection, persister):
     chance = random.Random(4)
     events = history(5, markets=40, events=12_000)
     await produce(cluster, events)
     cut, written = 0, stored(connection, len(events))
+    others = "pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+
+    async def waits() -> bool:
+        return await connection.fetchval(f"SELECT count(*) FROM {others} AND wait_event_type = 'Lock'") > 0
+
+    locking = await asyncpg.connect(database)
+    await locking.execute("BEGIN; LOCK TABLE book_events IN EXCLUSIVE MODE")
     async with persister(KB_PERSISTER_BATCH_ROWS="200", KB_PERSISTER_BATCH_SECONDS="0.01") as service:
-        await service.ready()
+        await until(waits)  # so that one is cut while it writes, and the lock with it
         while cut < 15 and not await written():  # 15: a slow machine gets its rows in after it; written: nobody connects any more
+            cut += await connection.fetchval(f"SELECT count(pg_terminate_backend(pid)) FROM {others}")
             await asyncio.sleep(chance.random() / 20)
             await service.status()  # raises once it has ended
-            cut += await connection.fetchval(
-                "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
-                " WHERE datname = current_database() AND pid <> pg_backend_pid()"
-            )
         await until(written)
         assert await service.counter("retries_total") > 0
         assert await service.drain() == 0
+    locking.terminate()
     assert await rows(connection) == expected(events)
 
 
@@ -312,7 +317,7 @@ async def test_a_zombie_that_wakes_after_the_rebalance_cannot_write(cluster, con
     async with persister("zombie", KB_PERSISTER_BATCH_ROWS="1000000", KB_PERSISTER_BATCH_SECONDS="5") as zombie:
 
         async def holds_a_batch() -> bool:
-            return await zombie.counter("waiting_rows") == 2_000
+            return (await zombie.counter("waiting_rows") or 0) > 0
 
         await until(holds_a_batch)
         zombie.send(signal.SIGSTOP)
@@ -333,7 +338,7 @@ async def test_a_zombie_that_wakes_beside_its_successor_by_name_ends(cluster, co
     async with persister("zombie", KB_INSTANCE="one", **slow) as zombie:
 
         async def holds_a_batch() -> bool:
-            return await zombie.counter("waiting_rows") == 2_000
+            return (await zombie.counter("waiting_rows") or 0) > 0
 
         await until(holds_a_batch)
         zombie.send(signal.SIGSTOP)

@@ -144,7 +144,7 @@ async def test_a_day_leaves_the_database_and_every_answer_stays(
             async def gone() -> bool:
                 return (await process.counter("dropped_partitions_total") or 0) == 7
 
-            await until(gone)
+            await until(gone, within=200)
             assert await process.drain() == 0
         assert await connection.fetchval(count) == len(later)
         await connection.close()

@@ -76,7 +76,7 @@ async def read(addresses: Addresses) -> tuple[list[bytes], int, list[str], objec
             for records in (await consumer.getmany(timeout_ms=200)).values():
                 messages += [record.value for record in records]
         # aiokafka 0.14 takes "the coordinator is still loading", which a broker says after its start, for "no offset".
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while (offset := await consumer.committed(partition)) is None:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
     finally:
@@ -137,12 +137,18 @@ async def test_everything_written_is_there_after_a_restart_on_other_ports(tmp_pa
     assert not list((home / "pids").iterdir())
     assert (home / "postgres" / "password").stat().st_mode & 0o777 == 0o600
 
-    async with local_stack(home) as stack:
-        assert stack.addresses == first, "the ports of the last run were free"
+    for _ in range(3):  # somebody else may have one of them by now
+        last = first
+        async with local_stack(home) as stack:
+            first = stack.addresses
+        if first == last:
+            break
+    assert first == last, "the ports of the last run were free"
     taken = [int(first.kafka.rpartition(":")[2]), *(urlsplit(url).port or 0 for url in (first.postgres, first.redis))]
     with contextlib.ExitStack() as squatters:
         for port in taken:
-            squatters.enter_context(squatter(port))
+            with contextlib.suppress(OSError):  # somebody else's it is
+                squatters.enter_context(squatter(port))
         async with local_stack(home) as stack:
             assert not set(stack.addresses.environment().values()) & set(first.environment().values())
             assert await read(stack.addresses) == WRITTEN

@@ -39,12 +39,12 @@ class Gateway:
         (self._folder / "port").unlink(missing_ok=True)
         self._spawn()
         assert self.process is not None
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(120):
             while not (self._folder / "port").exists():
                 assert self.process.poll() is None, self.log()
                 await asyncio.sleep(0.02)
             self.url = f"http://127.0.0.1:{(self._folder / 'port').read_text().strip()}"
-            async with httpx.AsyncClient() as client:
+            async with httpx.AsyncClient(timeout=60) as client:
                 while (await client.get(self.url + "/readyz")).status_code != 200:
                     assert self.process.poll() is None, self.log()
                     await asyncio.sleep(0.02)
@@ -68,7 +68,7 @@ class Gateway:
         """Ask it to drain; return its exit code."""
         assert self.process is not None
         self.process.terminate()
-        return await asyncio.to_thread(self.process.wait, 40)
+        return await asyncio.to_thread(self.process.wait, 60)
 
 
 @contextlib.asynccontextmanager
@@ -92,7 +92,7 @@ async def running(cluster: Cluster, database: str, redis_url: str, folder: Path,
             gateway.kill()
 
 
-async def eventually(condition: Callable[[], Awaitable[bool]], seconds: float = 30) -> None:
+async def eventually(condition: Callable[[], Awaitable[bool]], seconds: float = 60) -> None:
     """Return once the condition holds; raise TimeoutError if it does not within `seconds`."""
     async with asyncio.timeout(seconds):
         while not await condition():  # noqa: ASYNC110  (what is waited for happens in another process)

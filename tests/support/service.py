@@ -16,7 +16,7 @@ import httpx
 from kalshibook_core.kafka.cluster import Cluster
 from kalshibook_tools.stack.probe import free_port
 
-WITHIN = 60.0
+WITHIN = 120.0
 """Seconds any condition may take; a slow machine only makes tests slow."""
 
 _PORTS = itertools.count(random.randrange(10_000, 30_000))
@@ -39,6 +39,17 @@ async def until(condition: Callable[[], Awaitable[Any]], within: float = WITHIN)
     return answer
 
 
+async def still(connection: Any, *services: "Service") -> bool:
+    """Return whether all that these read is in the tables, and for a second nothing came."""
+    query = "SELECT sum(next_offset) FROM consumer_offsets"
+    before = await connection.fetchval(query)
+    for _ in range(2):
+        if any([await service.counter("lag_records") != 0 for service in services]):
+            return False
+        await asyncio.sleep(0.5)
+    return bool(before == await connection.fetchval(query))
+
+
 class Service:
     """`python -m services.<name>`; leaves nothing running behind its block."""
 
@@ -50,9 +61,10 @@ class Service:
             "KB_TOPIC_PREFIX": cluster.prefix,
             "KB_KAFKA_PARTITIONS": str(cluster.partitions),
             "KB_HEALTH_PORT": str(self.port),
+            "KB_DRAIN_SECONDS": "60",
             **env,
         }
-        self._client = httpx.AsyncClient(base_url=f"http://127.0.0.1:{self.port}", timeout=5)
+        self._client = httpx.AsyncClient(base_url=f"http://127.0.0.1:{self.port}", timeout=30)
         self.process: subprocess.Popen[bytes] | None = None
 
     async def __aenter__(self) -> Self:
