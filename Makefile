@@ -8,7 +8,7 @@ WORKERS ?= 2
 TESTS ?=
 
 # The tests start the real parts themselves, once for all workers (tests/support/parts.py); the benchmarks are given theirs.
-PYTEST := PYTHONASYNCIODEBUG=1 $(BIN)/pytest -q
+PYTEST := $(BIN)/pytest -q --asyncio-debug
 WITH_STACK := $(BIN)/python -m kalshibook_tools.stack exec --home $(VENV)/bench-stack --
 
 .DEFAULT_GOAL := help

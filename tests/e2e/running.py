@@ -21,7 +21,7 @@ KB = [sys.executable, "-m", "kalshibook_tools.cli"]
 
 def environment(home: Path) -> dict[str, str]:
     """Return the environment of a user who has set nothing but KB_HOME."""
-    ours = ("KB_", "KALSHI_", "PYTHONASYNCIODEBUG")  # the last is how `make test` runs the tests, and no user a service
+    ours = ("KB_", "KALSHI_")
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(ours) or name == "KB_CACHE"}  # noqa: TID251
     return inherited | {"KB_HOME": str(home)}
 

@@ -238,7 +238,9 @@ async def test_detached(tmp_path: Path) -> None:
 
 async def test_bad_input_is_kept_counted_and_told_and_ends_nothing(tmp_path: Path) -> None:
     home = tmp_path / "home"
-    async with Up(home, *GENERATED) as up:
+    # In asyncio's debug mode, where a call from the wrong thread ends a service: every one of them, through all of this.
+    env = {"PYTHONASYNCIODEBUG": "1", "KB_ARCHIVE": str(home / "archive"), "KB_ARCHIVE_SECONDS": "2"}
+    async with Up(home, *GENERATED, **env) as up:
         await up.says("?at=")
         control = json.loads((home / "simulator.json").read_text())["control_url"]
         ticker = next(iter(await versions_of(up)))
