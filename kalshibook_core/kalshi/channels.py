@@ -13,3 +13,7 @@ OF_MARKETS: Final = (BOOK, TRADES, TICKERS)
 """Subscribed market by market; the others have all markets and events."""
 
 LIFECYCLES: Final = (LIFECYCLE, COMBO_LIFECYCLE)
+
+LAG_US: Final = 10_000_000
+"""The greatest lag between the markets of one subscription seen on the wire: behind an event of a time t none older than
+t - LAG_US comes, so none before it is younger than t + LAG_US."""

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 from typing import Final, Generic, TypeVar
 
 from kalshibook_core.kalshi import messages
-from kalshibook_core.kalshi.channels import BOOK, LIFECYCLES, TICKERS, TRADES
+from kalshibook_core.kalshi.channels import BOOK, LAG_US, LIFECYCLES, TICKERS, TRADES
 from kalshibook_core.kalshi.messages import Envelope, Lifecycle, MalformedFrame, Snapshot, UnparsableFrame
 from kalshibook_core.kalshi.subscriptions import BREAK, RESUME, SEQUENCE_GAP, Subscription, Subscriptions
 
@@ -187,8 +187,8 @@ class Session(Subscriptions, Generic[Record]):
             waiting = subscription.waiting
             self._ask(subscription, [t for t in subscription.markets if t not in waiting or not waiting[t].asked], now_us)
         elif subscription.channel == TRADES:
-            # The stream of trades needs no snapshot: it can be vouched for again from this frame on.
-            self._note(RESUME, subscription, subscription.markets, resumed_us, now_us)
+            # The stream of trades needs no snapshot, but what was lost of other markets may be younger than this frame.
+            self._note(RESUME, subscription, subscription.markets, resumed_us + LAG_US, now_us)
         elif subscription.channel in LIFECYCLES:
             self.missed_lifecycle = self.stirred = True
 

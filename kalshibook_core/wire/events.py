@@ -64,9 +64,9 @@ class Cause(StrEnum):
     MOVED = "moved"  # handed over to another connection of its gatherer
 
 
-LAG_US: Final = 10_000_000
-"""The greatest lag between the markets of one subscription seen on the wire: a sid that was whole up to t has lost nothing older
-than t - LAG_US of any market."""
+LAG_US: Final = channels.LAG_US
+"""A sid that was whole up to t has lost nothing older than t - LAG_US of any market, and what it lost before a frame of t nothing
+younger than t + LAG_US."""
 
 
 class RawFrame(NamedTuple):

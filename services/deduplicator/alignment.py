@@ -71,13 +71,14 @@ class Gatherer:
 class Life:
     """One generation of one connection, over all its markets of a partition. Several of a gatherer may be alive at once."""
 
-    __slots__ = ("__weakref__", "connection", "gatherer", "generation", "newest_us", "where")
+    __slots__ = ("__weakref__", "connection", "gatherer", "generation", "newest_us", "traded_us", "where")
 
     def __init__(self, gatherer: Gatherer, connection: int, generation: int, newest_us: int = 0) -> None:
         """Make the life of a connection that delivered nothing yet."""
         self.gatherer, self.connection, self.generation = gatherer, connection, generation
         self.where = gatherer.name, connection
-        self.newest_us = newest_us  # the greatest exchange timestamp that it delivered in order
+        self.newest_us = newest_us  # the greatest exchange timestamp of a book that it delivered in order,
+        self.traded_us = 0  # and of a trade
 
     @property
     def name(self) -> tuple[str, int, int]:
@@ -130,7 +131,7 @@ class Lives:
 
     def state(self) -> list[Any]:
         """Return what `restore` needs, as JSON can hold it."""
-        lives = sorted((*name, life.newest_us) for name, life in self._lives.items())
+        lives = sorted((*name, life.newest_us, life.traded_us) for name, life in self._lives.items())
         return [[(each.name, each.newest_us, each.started_us, sorted(each.over)) for each in self.gatherers.values()], lives]
 
     def restore(self, state: Sequence[Any]) -> list[Life]:
@@ -138,9 +139,10 @@ class Lives:
         gatherers, lives = state
         self.gatherers = {each[0]: Gatherer(*each) for each in gatherers}
         restored = []
-        for gatherer, connection, generation, newest_us in lives:
-            restored.append(self.of(gatherer, connection, generation))
-            restored[-1].newest_us = newest_us
+        for gatherer, connection, generation, newest_us, *traded_us in lives:
+            life = self.of(gatherer, connection, generation)
+            life.newest_us, life.traded_us = newest_us, (traded_us or [newest_us])[0]  # the releases before took it for both
+            restored.append(life)
         return restored
 
 

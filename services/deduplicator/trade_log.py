@@ -3,8 +3,8 @@
 A trade is unique by its id, whoever brings it and however late. That a trade is missing is known from the gatherers alone: a
 RESUME says that one vouches for the market's trades from then on, a BREAK that it does no longer. What nobody vouched for is a
 gap, and told as soon as nobody is left who may have it, be it far behind. A START, or a RESUME of the connection's next
-generation, that no BREAK came before (the gatherer was killed) is a BREAK too. Of a market that has ended a BREAK tells what was
-lost before its end, and a kill nothing.
+generation, that no BREAK came before (the gatherer was killed) is a BREAK too. Of a market that has ended both tell what was
+lost before its end.
 """
 
 from collections import Counter, deque
@@ -95,6 +95,7 @@ class TradeLog:
         if voucher is None or voucher.life.generation != raw.generation or raw.kind != RawKind.FRAME:
             return
         voucher.heard_us = max(voucher.heard_us, exchange_us)
+        voucher.life.traded_us = max(voucher.life.traded_us, exchange_us)
 
     def broken(self, raw: RawFrame, offset: int) -> list[Gap]:
         """Return the gaps that a BREAK makes."""
@@ -161,15 +162,12 @@ class TradeLog:
         return [opened, self._close(raw, offset, start_us + 1 if exchange_us else raw.clock_us)]
 
     def _killed(self, vouchers: Sequence[Voucher], raw: RawFrame, offset: int) -> list[Gap]:
-        """These ended without a word, perhaps long after their connections' last event: who came before that takes over."""
+        """These ended without a word, perhaps long after their connections' last trade: who came before that takes over."""
         left = [each for each in vouchers if each.vouches]
         for each in left:
             each.vouches = False
-        others = [each.since_us for each in self._standing(raw)]
-        for each in left:
-            alive_us = each.life.newest_us - LAG_US
-            self._delivered(each, alive_us if others and min(others) <= alive_us else each.heard_us)
-        return [] if not left or self.ended_us else self._gaps(raw, offset, Cause.DISCONNECT)
+            self._delivered(each, max(each.life.traded_us - LAG_US, each.heard_us))
+        return self._gaps(raw, offset, Cause.DISCONNECT) if left else []
 
     def _standing(self, raw: RawFrame) -> list[Voucher]:
         return [each for each in self.vouchers.values() if each.vouches and _hears(each, raw.gatherer)]

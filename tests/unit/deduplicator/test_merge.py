@@ -9,9 +9,22 @@ from click.testing import CliRunner
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from kalshibook_core.kalshi.session import Session
 from kalshibook_core.orderbook import Book
 from kalshibook_core.wire import codec
-from kalshibook_core.wire.events import BookDelta, BookSnapshot, Event, Gap, Lifecycle, MarketMemory, RawFrame, Ticker, Trade
+from kalshibook_core.wire.events import (
+    LAG_US,
+    TRADES,
+    BookDelta,
+    BookSnapshot,
+    Event,
+    Gap,
+    Lifecycle,
+    MarketMemory,
+    RawFrame,
+    Ticker,
+    Trade,
+)
 from kalshibook_tools.cli.command import kb
 from kalshibook_tools.verify import copies, merge, truth
 from services.deduplicator.alignment import Lives
@@ -20,6 +33,7 @@ from services.deduplicator.partition import REVIEW, Partition
 from services.deduplicator.trade_log import TradeLog
 from tests.unit.deduplicator.source import T0, TICKER, Source
 from tests.unit.deduplicator.test_rules import brief, receive
+from tests.unit.kalshi import frames
 
 S = 1_000_000
 
@@ -261,6 +275,25 @@ def test_trades_that_rested_on_one_who_is_far_behind_are_missing_when_it_breaks(
     assert found == [("trade gap", 45 * S, None, "disconnect"), ("trade gap", 45 * S, 60 * S, "disconnect")]
     found = brief(receive(*raws, *late, c.resumed(125 * S)))[6:]
     assert found == [("trade gap", 115 * S, None, "disconnect"), ("trade gap", 115 * S, 125 * S, "disconnect")]
+
+
+@given(st.integers(0, LAG_US // S))
+@settings(max_examples=5, deadline=None)
+def test_what_a_hole_hides_of_a_markets_trades_may_be_younger_than_the_frame_that_shows_it(lag: int) -> None:
+    """The markets of a subscription are out of step; another gatherer, far behind, breaks before it comes there."""
+    shows, lost = 41, 41 + lag
+    session = Session(RawFrame, "g1", 0, T0, skew_us=0, counts=Counter())
+    session.subscribe(dict.fromkeys(["KXOTHER", TICKER]), T0 + S)
+    for frame in (
+        frames.subscribed(1, TRADES, 2),
+        frames.trade(TICKER, 2, 1, "t1", ts_ms=T0 // 1000 + 30_000),
+        frames.trade("KXOTHER", 2, 3, "t3", ts_ms=T0 // 1000 + shows * 1000),
+    ):
+        session.receive_frame(frame, T0 + S)
+    behind = Source("g2")
+    raws = [*session.records_to_publish(), behind.resumed(S), behind.trade(30 * S, "t1"), behind.broken(40 * S, "trade")]
+    gaps = [event for event in receive(*raws) if isinstance(event, Gap) and event.market_ticker == TICKER]
+    assert gaps[-1].start_us <= T0 + lost * S <= (gaps[-1].end_us or 0)
 
 
 def test_trades_go_on_from_what_the_release_before_had_written() -> None:

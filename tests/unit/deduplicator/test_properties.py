@@ -24,7 +24,7 @@ from kalshibook_core.wire.events import (
 )
 from kalshibook_tools.verify import merge
 from services.deduplicator.partition import Partition
-from tests.unit.deduplicator.source import T0, Source
+from tests.unit.deduplicator.source import T0, TICKER, Source
 
 WINDOW = 3
 S = 1_000_000
@@ -390,16 +390,21 @@ def test_nothing_lost_no_gap(world: World) -> None:
 
 @st.composite
 def endings(draw: st.DrawFn) -> tuple[list[RawFrame], list[int], int]:
-    """Trades of a market until it ended, as gatherers told them that lost the last of them; the end is known at any time."""
-    trades = sorted(draw(st.sets(st.integers(20, 60), max_size=6)))
+    """Trades of a market until it ended, as gatherers told them that came late or lost the last of them, by a break or killed
+    without a word; the end is known at any time."""
+    first = draw(st.integers(1, 25))
+    trades = sorted(draw(st.sets(st.integers(first, 60), max_size=6)))
     end = draw(st.integers(trades[-1] if trades else 20, 65))
     told = []
-    for number in range(draw(st.integers(1, 3))):
-        source = Source(f"g{number}")
+    for since in [first, *draw(st.lists(st.integers(first, 50), max_size=2))]:
+        source, other = Source(f"g{len(told)}"), Source(f"g{len(told)}", ticker="KXOTHER")
         lost_from = draw(st.integers(20, 66))
-        raws = [source.resumed(1 * S), *(source.trade(at * S, f"t{at}") for at in trades if at < lost_from)]
+        raws = [source.resumed(since * S), *(source.trade(at * S, f"t{at}") for at in trades if since <= at < lost_from)]
         if lost_from <= 65:
-            raws.append(source.broken((lost_from + draw(st.integers(0, LAG_US // S - 1))) * S, "trade"))
+            newest = (lost_from + draw(st.integers(0, LAG_US // S - 1))) * S  # of the other market: they are out of step
+            raws[:0] = [other.snapshot(since * S, {1: 1}, {}), other.resumed(since * S)]
+            raws += [other.delta(70 * S, "yes", 1, 1), other.trade(newest, f"other{len(told)}")]
+            raws.append(draw(st.sampled_from([source.broken(newest, "trade"), source.started(70 * S)])))
         told.append(raws)
     told.append([Source("g1", connection=9).lifecycle(end * S, event_type="determined")])
     raws = []
@@ -409,13 +414,14 @@ def endings(draw: st.DrawFn) -> tuple[list[RawFrame], list[int], int]:
 
 
 @given(endings())
+@settings(max_examples=200, deadline=None)
 def test_every_trade_that_nobody_told_of_an_ended_market_lies_in_a_gap(ending: tuple[list[RawFrame], list[int], int]) -> None:
     raws, trades, end = ending
     events = [event for made in run(raws, Partition()) for event in made]
-    heard = {event.exchange_us for event in events if isinstance(event, Trade)}
-    gaps = [event for event in events if isinstance(event, Gap)]
+    heard = {event.exchange_us for event in events if isinstance(event, Trade) and event.market_ticker == TICKER}
+    gaps = [event for event in events if isinstance(event, Gap) and event.market_ticker == TICKER]
     ends = {gap.start_us: gap.end_us for gap in gaps}
-    assert all(end_us is not None and end_us <= max(start_us, T0 + end * S) for start_us, end_us in ends.items())
+    assert all(end_us is not None and end_us <= max(start_us, T0 + max(end, 50) * S) for start_us, end_us in ends.items())
     for at in trades:
         when = T0 + at * S
         assert when in heard or any(gap.end_us is not None and gap.start_us <= when <= gap.end_us for gap in gaps), at

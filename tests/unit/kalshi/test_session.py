@@ -206,7 +206,7 @@ def test_trade_gap_is_open_for_a_moment() -> None:
         ("RESUME", TRADES, B),
         ("FRAME", TRADES, A),
     ]
-    assert [r.clock_us for r in records[:4]] == [5_000_000, 5_000_000, 9_000_000, 9_000_000]
+    assert [r.clock_us for r in records[:4]] == [5_000_000, 5_000_000, 19_000_000, 19_000_000]
     assert sent(session) == []
 
 
