@@ -15,7 +15,7 @@ so nothing is compared by likeness: of a thousand equal deltas in one microsecon
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice, tee
 from typing import Final, NamedTuple
@@ -108,7 +108,7 @@ def compare(
         else:
             market.trades[event.trade_id] = event.us // 1000 * 1000  # as the stream says it
     result, partition, numbers = Result(), Partition(limits=limits), list[int]()
-    counts, started = result.counts, set[str]()
+    counts, started, alive_us = result.counts, set[str](), defaultdict[str, int](int)
     given, after = tee(told)
     pairs = zip(after, merged((one.raw for one in given), partition), strict=True)
     for offset, (one, (raw, events)) in enumerate(pairs):
@@ -119,6 +119,9 @@ def compare(
             for each in markets.values():
                 _start(each, raw.gatherer)
         ended = _hear(heard, raw, number, offset, raw.gatherer in started) if heard is not None else None
+        if heard is not None and number > 0 and raw.kind == "FRAME" and raw.channel == BOOK:
+            us = raw.clock_us if b'"orderbook_snapshot"' in raw.payload[:40] else heard.events[number - 1].us
+            alive_us[raw.gatherer] = max(alive_us[raw.gatherer], us)
         for made in events:
             if isinstance(made, BookDelta | BookSnapshot | Gap):
                 market = markets[made.market_ticker]
@@ -126,7 +129,7 @@ def compare(
                     counts["trade_gaps"] += 1
                     market.trade_gaps.append(made)
                 else:
-                    _Check(result, market, limits, numbers, raw, ended).take(made)
+                    _Check(result, market, limits, numbers, raw, ended, alive_us).take(made)
             elif isinstance(made, Trade):
                 market = markets[made.market_ticker]
                 counts["trades"] += 1
@@ -234,6 +237,7 @@ class _Check:
     numbers: list[int]
     raw: RawFrame
     ended: _Run | None
+    alive_us: Mapping[str, int]  # the latest instant at which each copy is known to have lived
 
     def take(self, made: BookEvent) -> None:
         """Check it, and follow it."""
@@ -314,7 +318,10 @@ class _Check:
             return  # whoever is behind by so much is waited for no longer
         remembered = max(market.first, market.number - MARGIN)
         since_us = market.events[remembered - 1].us if remembered > market.first else market.begun_us
+        waited_us = max(self.alive_us.values()) - self.limits.patience_us
         for name, run in market.runs.items():
+            if self.alive_us[name[0]] < waited_us:
+                continue  # nor whoever is behind by so long: dead, as far as anybody knows
             if run.start <= market.number and market.number - run.end <= self.limits.events:
                 shared = [e.us for e in market.events[max(run.start, market.first) : min(run.end, market.number)] if e.delta]
                 if (

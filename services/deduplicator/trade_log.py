@@ -53,12 +53,11 @@ class TradeWindow:
 class Voucher:
     """A connection that vouches, or vouched last, for a market's trades: since when."""
 
-    __slots__ = ("heard_us", "life", "since_us", "unread_us", "vouches")
+    __slots__ = ("heard_us", "life", "since_us", "vouches")
 
-    def __init__(self, life: Life, since_us: int, vouches: bool = True, unread_us: int = -1, heard_us: int = 0) -> None:
+    def __init__(self, life: Life, since_us: int, vouches: bool = True, heard_us: int = 0) -> None:
         """Make a voucher from the exchange time `since_us` on."""
         self.life, self.since_us, self.vouches = life, since_us, vouches
-        self.unread_us = unread_us  # the time of the last trade that it could not read
         self.heard_us = heard_us  # of the latest that it delivered, known already or not
 
 
@@ -145,21 +144,24 @@ class TradeLog:
         return [] if self.gap_start_us is None else self._end(raw, offset, raw.clock_us)
 
     def unreadable(self, raw: RawFrame, offset: int, exchange_us: int) -> list[Gap]:
-        """Return the gap of a trade frame without readable content: the microsecond it happened in, or as long as it may lag.
+        """Return the gaps that a trade frame without readable content makes: that of the microsecond it happened in, or of as
+        long as it may lag.
 
-        It is one only if nobody who vouches could read it.
+        Whose it is has delivered all before it, and vouches again behind it. A time that cannot be is none.
         """
         voucher = self.vouchers.get(raw[1:3])
-        if voucher is None or self.gap_start_us is not None:
+        if voucher is None or not voucher.vouches or voucher.life.generation != raw.generation:
             return []
-        voucher.unread_us = exchange_us
-        if any(each.vouches and each.unread_us != exchange_us for each in self.vouchers.values()):
+        if exchange_us >= max(voucher.heard_us, voucher.since_us):
+            start_us, end_us = exchange_us, exchange_us + 1
+        else:
+            start_us, end_us = max(voucher.heard_us, raw.clock_us - LAG_US), max(voucher.heard_us, raw.clock_us)
+        if end_us <= voucher.since_us:
             return []
-        for each in self.vouchers.values():
-            each.unread_us = -1
-        start_us = exchange_us or max(voucher.since_us, raw.clock_us - LAG_US)
-        opened = self._open(raw, offset, Cause.PARSE_FAILURE, start_us)
-        return [opened, self._close(raw, offset, start_us + 1 if exchange_us else raw.clock_us)]
+        self._delivered(voucher, start_us)
+        voucher.since_us = end_us
+        self._divide(end_us)
+        return self._gaps(raw, offset, Cause.PARSE_FAILURE)
 
     def _killed(self, vouchers: Sequence[Voucher], raw: RawFrame, offset: int) -> list[Gap]:
         """These ended without a word, perhaps long after their connections' last trade: who came before that takes over."""
@@ -230,16 +232,14 @@ class TradeLog:
 
     def state(self) -> list[Any]:
         """Return what `restore` needs, as JSON can hold it."""
-        vouchers = [
-            (*each.life.name, each.since_us, each.vouches, each.unread_us, each.heard_us) for each in self.vouchers.values()
-        ]
+        vouchers = [(*each.life.name, each.since_us, each.vouches, each.heard_us) for each in self.vouchers.values()]
         return [self.spans, self.gap_start_us, self.gap_cause, vouchers, self.ended_us, self.begun_us]
 
     def restore(self, state: Sequence[Any], ended: bool) -> None:
         """Become the log that gave this state.
 
         The releases before wrote up to where all was vouched for, and delivered, in place of spans; the first not when the
-        market had `ended`.
+        market had `ended`. They had one number more of each voucher, and those without spans not the last of ours.
         """
         if isinstance(state[0], list):
             spans, self.gap_start_us, self.gap_cause, vouchers, self.ended_us, self.begun_us = state
@@ -248,5 +248,6 @@ class TradeLog:
             start_us = max(since_us, until_us) if self.gap_start_us is None else self.gap_start_us
             spans, self.begun_us = ([(start_us, _NEVER)], 0) if since_us else ([], _NEVER)
             self.ended_us = ended_us[0] if ended_us else int(ended)
+            vouchers = [(*each[:5], 0) for each in vouchers]
         self.spans = [(start, end) for start, end in spans]
-        self.vouchers = {(each[0], each[1]): Voucher(self._lives.of(*each[:3]), *each[3:]) for each in vouchers}
+        self.vouchers = {(each[0], each[1]): Voucher(self._lives.of(*each[:3]), each[3], each[4], each[-1]) for each in vouchers}

@@ -70,6 +70,17 @@ def test_whole_copies_make_the_true_stream_without_a_gap() -> None:
     assert result.counts["followed"] > 2700
 
 
+def test_who_is_further_behind_than_anybody_is_waited_for_leaves_a_gap_and_else_none() -> None:
+    """In quiet markets a gatherer that lags by some hundred records lags by minutes."""
+    happened = truth.generate(1200, 10292, pace=21)
+    hurts = copies.Hurts(1500, 1000, 1500, 750, 400, 400, 300, 300, 1800, 1500)
+    told = list(copies.publish(happened, ["g0", "g1", "g2"], 10292, hurts))
+    patient = merge.compare(happened, told, Limits(patience_us=3600 * S))
+    hasty = merge.compare(happened, told, LIMITS)
+    assert (patient.differences, hasty.differences) == (0, 0), hasty.told
+    assert patient.counts["gaps"] < hasty.counts["gaps"]
+
+
 @example(872, 1, 100).via("the death of a gatherer whose last records came twice, and that never says that it starts")
 @given(st.integers(0, 10**9), st.integers(1, 5), st.sampled_from([100, 200]))
 @settings(max_examples=20, deadline=None)
@@ -304,12 +315,17 @@ def test_trades_go_on_from_what_the_release_before_had_written() -> None:
         ([broken.clock_us - 59 * S, 0, None, None, told, 0], [(50, None), (50, 70)]),
         ([broken.clock_us - 20 * S, 0, broken.clock_us - 30 * S, "x", [[*told[0][:4], False, -1]], 0], [(30, 70)]),
         ([0, 0, None, None, [], 0], []),
+        (
+            [[[broken.clock_us - 59 * S, 1 << 62]], None, None, [[*told[0], broken.clock_us - 3 * S]], 0, 0],
+            [(57, None), (57, 70)],
+        ),
     ):
         log = TradeLog(broken.market_ticker, Counter(), lives)
         log.restore(before, False)
         made = [*log.broken(broken, 1), *log.resumed(resumed, 2)]
         zero = broken.clock_us - 60 * S
         assert [((e.start_us - zero) // S, e.end_us and (e.end_us - zero) // S) for e in made] == gaps
+    assert [life.traded_us for life in lives.restore([[], [["g1", 0, 1, 77]]])] == [77]
 
 
 def test_definitions_of_several_gatherers_are_one_sequence() -> None:

@@ -25,6 +25,7 @@ from kalshibook_core.wire.events import (
 from kalshibook_tools.verify import merge
 from services.deduplicator.partition import Partition
 from tests.unit.deduplicator.source import T0, TICKER, Source
+from tests.unit.deduplicator.test_rules import unreadable
 
 WINDOW = 3
 S = 1_000_000
@@ -390,16 +391,22 @@ def test_nothing_lost_no_gap(world: World) -> None:
 
 @st.composite
 def endings(draw: st.DrawFn) -> tuple[list[RawFrame], list[int], int]:
-    """Trades of a market until it ended, as gatherers told them that came late or lost the last of them, by a break or killed
-    without a word; the end is known at any time."""
+    """Trades of a market until it ended, as gatherers told them that came late, could not be read, or lost the last of them, by a
+    break or killed without a word; the end is known at any time."""
     first = draw(st.integers(1, 25))
     trades = sorted(draw(st.sets(st.integers(first, 60), max_size=6)))
-    end = draw(st.integers(trades[-1] if trades else 20, 65))
+    end = draw(st.integers(trades[-1] + 1 if trades else 20, 65))
     told = []
     for since in [first, *draw(st.lists(st.integers(first, 50), max_size=2))]:
         source, other = Source(f"g{len(told)}"), Source(f"g{len(told)}", ticker="KXOTHER")
         lost_from = draw(st.integers(20, 66))
-        raws = [source.resumed(since * S), *(source.trade(at * S, f"t{at}") for at in trades if since <= at < lost_from)]
+        bad = draw(st.sets(st.sampled_from(trades))) if trades else set[int]()
+        raws = [source.resumed(since * S)]
+        raws += [
+            unreadable(source, at * S) if at in bad else source.trade(at * S, f"t{at}")
+            for at in trades
+            if since <= at < lost_from
+        ]
         if lost_from <= 65:
             newest = (lost_from + draw(st.integers(0, LAG_US // S - 1))) * S  # of the other market: they are out of step
             raws[:0] = [other.snapshot(since * S, {1: 1}, {}), other.resumed(since * S)]
@@ -424,4 +431,4 @@ def test_every_trade_that_nobody_told_of_an_ended_market_lies_in_a_gap(ending: t
     assert all(end_us is not None and end_us <= max(start_us, T0 + max(end, 50) * S) for start_us, end_us in ends.items())
     for at in trades:
         when = T0 + at * S
-        assert when in heard or any(gap.end_us is not None and gap.start_us <= when <= gap.end_us for gap in gaps), at
+        assert when in heard or any(gap.end_us is not None and gap.start_us <= when < gap.end_us for gap in gaps), at

@@ -325,6 +325,29 @@ def test_an_unreadable_trade_is_a_gap_of_its_microsecond() -> None:
     ]
 
 
+def unreadable(source: Source, at: int) -> RawFrame:
+    msg = {"market_ticker": source.ticker, "ts_ms": (T0 + at) // 1000}
+    return source.frame("trade", at, {"type": "trade", "msg": msg})
+
+
+def test_an_unreadable_trade_is_missing_unless_somebody_who_vouches_for_its_time_delivers_it() -> None:
+    a, b, late = Source(), Source("g2"), Source("g3")
+    raws = [a.resumed(S), unreadable(a, 15 * S), unreadable(a, 15 * S)]
+    gap = [("trade gap", 15 * S, end, "parse_failure") for end in (None, 15 * S + 1)]
+    assert brief(receive(*raws)) == gap
+    assert brief(receive(late.resumed(20 * S), *raws)) == gap  # who came later had it not
+    raws = [b.resumed(S), *raws]
+    assert brief(receive(*raws)) == []  # b may have it yet
+    assert brief(receive(*raws, unreadable(b, 15 * S))) == gap
+    rest = [("trade gap", *when, "disconnect") for _, *when, _ in gap]
+    assert brief(receive(*raws, b.broken(10 * S, "trade"))) == rest
+    assert brief(receive(*raws, b.trade(16 * S, "t1"), b.broken(16 * S, "trade"))) == [("trade", "t1")]
+    no_time = unreadable(a, -T0)._replace(clock_us=T0 + 20 * S)
+    assert brief(receive(a.resumed(S), a.trade(15 * S, "t1"), no_time))[1:] == [
+        ("trade gap", 15 * S, end, "parse_failure") for end in (None, 20 * S)
+    ]
+
+
 def test_nothing_is_lost_of_a_market_that_has_ended() -> None:
     g, later = Source(), Source(generation=T0 + 60 * S)
     for end in (g.lifecycle(20 * S, event_type="determined"), g.rest(20 * S, status="finalized")):
