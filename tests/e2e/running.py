@@ -12,7 +12,7 @@ from typing import Any, Self
 import httpx
 import psutil
 
-from tests.support.service import until
+from tests.support.service import own_port, until
 
 START_WITHIN = 300.0
 """Seconds for a start, with all that a recording has to play: ten alone, minutes on a machine that has others to serve."""
@@ -42,6 +42,11 @@ class Up:
         self.client = httpx.AsyncClient(timeout=30, limits=httpx.Limits(max_connections=20))
         self._headers: dict[str, str] = {}
         self._url = ""
+        # Not the port that every first start chooses: while this gateway is killed, another worker's would take it, and keep it.
+        ports = home / "service-ports.json"
+        if not ports.exists():
+            home.mkdir(parents=True, exist_ok=True)
+            ports.write_text(json.dumps({"gateway": own_port()}))
 
     async def __aenter__(self) -> Self:
         self.start()
