@@ -31,6 +31,6 @@ async def test_every_market_is_audited_in_its_turn(cluster: Cluster, tmp_path: P
     for r in audited():
         assert (r.kind, r.connection, r.sid, r.seq, r.detail) == ("REST", -1, -1, -1, "/trade-api/v2/markets/orderbooks")
         assert orjson.loads(r.payload) == books[r.market_ticker]
-        assert r.generation <= r.recv_us and abs(r.clock_us - r.recv_us) < 2_000_000
+        assert r.generation <= r.recv_us and abs(r.clock_us - r.recv_us) < 10_000_000
     times = [r.generation for r in audited()]
     assert max(times.count(at) for at in times) <= 2
