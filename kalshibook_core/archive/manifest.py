@@ -30,6 +30,7 @@ the same words. Sealed like a commit.
 """
 
 from collections.abc import Sequence
+from datetime import date
 from hashlib import sha256
 from typing import Any, Final, NamedTuple
 
@@ -244,6 +245,23 @@ def seal_repack(repack: Repack, told: Repacked) -> bytes:
     """Return a repack's content."""
     files, replaced = _dicts(told.files), _dicts(told.replaced)
     return _seal("repack", repack, {"made_us": told.made_us, "files": files, "replaced": replaced})
+
+
+def resealed(damaged: bytes, commit: Commit, entries: Sequence[Entry]) -> bytes | None:
+    """Return a commit's content as it was, if it named these files, in whatever order they come.
+
+    None unless the digest that is left of it, or all else, says that it is that.
+    """
+    made = seal(commit, sorted(entries, key=lambda entry: (entry.channel, entry.day, entry.series)))
+    digest, body = made.partition(b",")[::2]
+    return made if damaged.startswith(digest) or damaged.partition(b",")[2] == body else None
+
+
+def entry_of(told: Json, content: bytes) -> Entry:
+    """Return a file as its commit names it, from its manifest and what that is written as."""
+    day = (date.fromisoformat(told["day"]) - date(1970, 1, 1)).days
+    names = ("path", "table", "channel", "series", "rows", "bytes", "sha256")
+    return Entry(**{name: told[name] for name in names}, day=day, manifest_sha256=digest(content))
 
 
 def unseal(content: bytes, commit: Commit) -> list[Entry]:

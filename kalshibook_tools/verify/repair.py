@@ -10,15 +10,17 @@ Archived checkpoints are folded again from the archived book events, once these 
 which versions there were some no raw row says: there are again as many of each market, between the instants that the manifest
 says, of the versions that the database has and of others at even distances. What nobody knows of them, their offsets, is -1.
 
-Not made again: raw rows, since nothing else has them; commits, and repacks whose old files are deleted. These are named, and a
-copy has to be put back. While the old files are there, a repack that is damaged, or has a damaged file of raw rows or of
-checkpoints, is put away, and readers go by the old ones again. A manifest of raw rows is written again from its file, since it is
-a function of that; the commit's digest says that it is what it was.
+Not made again: raw rows, since nothing else has them; commits that are gone, and repacks whose old files are deleted. These are
+named, and a copy has to be put back. While the old files are there, a repack that is damaged, or has a damaged file of raw rows
+or of checkpoints, is put away, and readers go by the old ones again. A manifest of raw rows is written again from its file, and a
+damaged commit from the manifests of its files, since they are functions of these; a digest says that they are what they were.
 """
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, Final, NamedTuple, TypeVar
+
+import orjson
 
 from kalshibook_core.archive import layout, manifest, tables
 from kalshibook_core.archive.layout import Commit, Repack
@@ -108,7 +110,9 @@ def is_lesser(archive: Archive, found: Contents, result: Result, damaged: Damage
 
 
 def manifest_of(archive: Archive, found: Contents, damaged: Damaged) -> bytes | None:
-    """Return a manifest as it was, made again from its file; None where that does not give it."""
+    """Return a manifest as it was, made again from its file, or a commit from its manifests; None where these do not give it."""
+    if (commit := layout.commit_of(damaged.path)) is not None:
+        return _commit(archive, found, commit)
     named: list[tuple[Commit | Repack, list[Entry]]] = [
         *found.files.items(),
         *((of, told.files) for of, told in found.repacked.items()),
@@ -125,6 +129,21 @@ def manifest_of(archive: Archive, found: Contents, damaged: Damaged) -> bytes | 
                 made = (manifest.dump(manifest.describe(of, entry.path, table, where, rows, content)) for table in formats)
                 return next((each for each in made if manifest.digest(each) == entry.manifest_sha256), None)
     return None
+
+
+def _commit(archive: Archive, found: Contents, commit: Commit) -> bytes | None:
+    """Return a damaged commit as it was, from the manifests of its files, which names tell; None if these do not give it."""
+    name = f"/{commit.file('', '', 0, '').rpartition('/')[2]}{layout.ROWS}"
+    entries = {each.path: each for told in found.repacked.values() for each in told.replaced if each.path.endswith(name)}
+    try:
+        damaged = archive.unproved(commit.path)
+        for path, _ in archive.listed(tables.BY_TOPIC[commit.topic].name):
+            if path.endswith(name) and path not in entries:
+                content = archive.unproved(path.removesuffix(layout.ROWS) + layout.MANIFEST)
+                entries[path] = manifest.entry_of(orjson.loads(content), content)
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+    return manifest.resealed(damaged, commit, list(entries.values()))
 
 
 def standing_for_less(archive: Archive, found: Contents, damaged: Damaged) -> Repack | None:

@@ -454,6 +454,13 @@ async def test_a_manifest_that_its_writer_got_wrong_is_named_and_made_again(tmp_
     repaired = await verify(place, "", "--repair")
     assert repaired.exit_code == 0, repaired.output
     assert said(place, topics.BOOK.name) == before
+    commits = [sorted((place / "commits" / topic.name).rglob("*.json"))[-1] for topic in (topics.RAW, topics.TRADES, topics.BOOK)]
+    written_as = [path.read_bytes() for path in commits]
+    hurt(commits[0])
+    commits[1].write_bytes(written_as[1][:100])
+    commits[2].write_bytes(written_as[2].replace(b'"sha256":"', b'"sha256":"?', 1))
+    repaired = await verify(place, "", "--repair")
+    assert repaired.exit_code == 0 and [path.read_bytes() for path in commits] == written_as, repaired.output
     name = reseal(place, topics.RAW.name, "rows", 7, [])
     refused = await verify(place, "", "--repair")
     assert refused.exit_code == 1 and f"nothing was changed: cannot be made again: {name}" in refused.stderr
