@@ -44,7 +44,7 @@ class Plans(RuleBasedStateMachine):
     @rule()
     def settle(self) -> None:
         before = dict(self.places)
-        moving = bool(self.plan.moving)
+        moving = bool(self.plan.moving or self.plan.closing)  # a connection that is closed has no place to give
         changes = self.apply(self.plan.changes())
         assert changes.ousted == before.keys() & self.wanted.keys() - self.places.keys()
         if len(self.wanted) <= self.room and not moving:
