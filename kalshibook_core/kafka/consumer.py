@@ -128,7 +128,8 @@ class Consumer:
                 f"{lost.args[0]} is outside the log: its records are gone, or this is another log; reset the offsets to go on"
             ) from lost
         except NoOffsetForPartitionError as unset:
-            if self._assigned is None:
+            # A group's is of an assignment that ended before `_rebalance` had sought; the next one's is sought in any case.
+            if self._assigned is None and self._group is None:
                 raise KafkaFault(f"no offset to start from: {unset!r}") from unset
         except (KafkaError, coordinator.Displacement) as error:
             raise self._fault("reading failed", error) from error

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
+from aiokafka.errors import NoOffsetForPartitionError
 
 from kalshibook_core.kafka import topics
 from kalshibook_core.kafka.cluster import Cluster, partition_of
@@ -225,6 +226,18 @@ async def test_a_bounded_read_ends_behind_transaction_markers_and_aborted_record
     async with asyncio.timeout(60):
         assert [r.value async for r in read_partition(cluster, topics.BOOK, where)] == [b"0", b"1", b"2"]
         assert [r.value async for r in read_partition(cluster, topics.BOOK, where, 3, 6)] == [b"2"]
+
+
+async def test_a_place_that_an_assignment_lacked_when_it_ended_ends_nobody(cluster: Cluster) -> None:
+    """aiokafka still says it when the next assignment has begun and we have not heard of it; so it is put there."""
+    await fill(cluster, 100)
+    reader = Reader(cluster)
+    async with reader.consumer:
+        await reader.until(lambda: len(reader.got) == 100)
+        where = next(iter(reader.consumer.assignment()))
+        reader.consumer._kafka._fetcher._set_error(where, NoOffsetForPartitionError(where))
+        await fill(cluster, 100)
+        await reader.until(lambda: len(reader.got) == 200)
 
 
 MEMBER = """
