@@ -71,7 +71,9 @@ class Service:
         self.start()
         return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            sys.stdout.write(f"{self.name} said:\n{self.log.read_text()[-3000:]}")  # why a condition did not come, if it knows
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(signal.SIGCONT)
             self.kill()
