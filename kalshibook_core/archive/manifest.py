@@ -210,9 +210,12 @@ class Telling:
             return f"it says {len(told['markets']):,} markets, its rows {len(self._markets):,}, or others"
         mine, its = [], []
         for ticker, each in self._markets.items():
-            names = each.keys() | ({"gaps"} if self._table.name in ("book", "trades") else set())
-            mine += [(ticker, name, each.get(name)) for name in names]
-            its += [(ticker, name, told["markets"][ticker].get(name)) for name in names]
+            names, said = each.keys() | ({"gaps"} if self._table.name in ("book", "trades") else set()), told["markets"][ticker]
+            rows = dict(each)
+            if self._table.name == "trades":  # whose columns do not tell a gap from the word that it was read over
+                rows["gaps"] = [gap for gap in each.get("gaps", ()) if gap in said.get("gaps", ())] or None
+            mine += [(ticker, name, rows.get(name)) for name in names]
+            its += [(ticker, name, said.get(name)) for name in names]
         for name, pick in (("first_us", min), ("last_us", max)):
             mine.append(("time", name, pick(each[name] for each in self._markets.values())))
             its.append(("time", name, told["time"][name]))
