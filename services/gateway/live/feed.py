@@ -26,6 +26,8 @@ from services.gateway.live.rings import Rings
 
 TAIL: Final = 10_000
 """Records read again in each partition at start: more than the reconstructor's books in Redis lag behind."""
+TOGETHER: Final = 500
+"""Events handed on between two turns of the sockets: a tenth of what may wait for one, so that only who does not read is cut."""
 RETRY_SECONDS: Final = 1.0
 COVERAGE_SECONDS: Final = 1.0
 
@@ -115,7 +117,8 @@ class Feed:
 
         async with Consumer(self._cluster, [topics.BOOK], on_assigned=start) as consumer:
             while not stop.is_set():
-                self._take(await consumer.poll(max_records=5_000, timeout_ms=100))
+                self._take(await consumer.poll(max_records=TOGETHER, timeout_ms=100))
+                await asyncio.sleep(0)  # a poll that finds records waiting does not yield, and the sockets want their turn
                 await self._look_at_trades(consumer)
                 if not self.ready:
                     for partition, end in list(behind.items()):

@@ -2,15 +2,18 @@
 
 import asyncio
 from types import SimpleNamespace
+from unittest.mock import AsyncMock
 
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kalshibook_core.kafka.cluster import Cluster
+from kalshibook_core.kafka.consumer import TopicPartition
 from kalshibook_core.wire import codec
 from kalshibook_core.wire.events import LAG_US
 from services.gateway.live.coverage import Coverage
-from services.gateway.live.feed import FREE, Feed, quality
+from services.gateway.live.feed import FREE, TOGETHER, Feed, quality
 from services.gateway.live.rings import Rings
 from services.gateway.live.stream import Socket
 from tests.support.canonical import Market
@@ -101,3 +104,39 @@ async def test_what_tells_of_quality_is_sent_free_of_charge() -> None:
         await socket._ended.wait()
         sending.cancel()
     assert sent == told
+
+
+async def test_a_feed_that_is_behind_cuts_nobody_who_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    market, where, stop = Market("a"), TopicPartition("book", 0), asyncio.Event()
+    made = [market.event(3, 1) for _ in range(4 * TOGETHER)]
+    waiting = [SimpleNamespace(offset=n, key=b"a", value=codec.encode(event)) for n, event in enumerate(made)]
+    feed = Feed(Cluster("nowhere"), len(made), lambda: 0.0)
+    socket, sent = Socket(feed, 2 * TOGETHER), list[str]()
+
+    class Behind:
+        """A consumer that always has more to give, and so never waits."""
+
+        __aenter__ = AsyncMock(side_effect=lambda: consumer)
+        __aexit__ = AsyncMock(return_value=None)
+        position = begin_offsets = end_offsets = AsyncMock(return_value={})
+
+        async def poll(self, max_records: int, timeout_ms: int) -> dict[TopicPartition, list[SimpleNamespace]]:
+            batch, waiting[:max_records] = waiting[:max_records], []
+            if not waiting:
+                stop.set()
+            return {where: batch}
+
+    async def send(message: dict[str, str]) -> None:
+        sent.append(message["text"])
+
+    monkeypatch.setattr("services.gateway.live.feed.Consumer", lambda *_, **__: consumer)
+    consumer = Behind()
+    socket._expected["a"] = 1
+    feed.follow("a", socket)
+    async with asyncio.TaskGroup() as tasks:
+        sending = tasks.create_task(socket.send(SimpleNamespace(send=send), 1_000, AsyncMock()))  # type: ignore[arg-type]
+        await feed.consume(stop)
+        while len(sent) < len(made):
+            assert not socket._ended.is_set()
+            await asyncio.sleep(0)
+        sending.cancel()
