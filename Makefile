@@ -46,7 +46,7 @@ test: setup lint types ## Lint, types and every test; needs no Docker
 	@$(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(or $(TESTS),tests)
 
 test-unit: $(STAMP) ## The tests that need no network
-	@$(PYTEST) -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(or $(TESTS),tests/unit)
+	@$(PYTEST) -n $(WORKERS) --dist loadfile $(or $(TESTS),tests/unit)
 
 test-integration: setup ## One service at a time, on the real broker, database and cache
 	@$(PYTEST) -n $(WORKERS) --dist loadfile $(or $(TESTS),tests/integration tests/contract)
