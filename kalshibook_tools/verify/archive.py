@@ -219,9 +219,7 @@ def check_objects(archive: Archive, found: Contents, result: Result, progress: C
                 try:
                     check(entry)
                 except Damaged as damaged:
-                    _note(result, damaged)
-                    if held.topic in _MADE_AGAIN:
-                        result.hurt.setdefault(damaged.path, []).append((held.topic, held.partition, entry.day, entry.series))
+                    _note_file(result, damaged, held.topic, held.partition, entry)
             result.counts["files"] += 1
             progress(entry.rows)
 
@@ -229,6 +227,12 @@ def check_objects(archive: Archive, found: Contents, result: Result, progress: C
 def _note(result: Result, damaged: Damaged) -> None:
     result.differs("objects", str(damaged))
     result.damaged.append(damaged)
+
+
+def _note_file(result: Result, damaged: Damaged, topic: str, partition: int, entry: Entry) -> None:
+    _note(result, damaged)
+    if topic in _MADE_AGAIN:
+        result.hurt.setdefault(damaged.path, []).append((topic, partition, entry.day, entry.series))
 
 
 class Proof:
@@ -406,9 +410,7 @@ def _told(archive: Archive, topic: str, partition: int, entry: Entry, result: Re
         yield row
     if (why := telling.contradicts(archive.manifest(entry))) is not None:
         damaged = Damaged(entry.path.removesuffix(layout.ROWS) + layout.MANIFEST, f"not of its file: {why}")
-        _note(result, damaged)
-        if topic in _MADE_AGAIN:
-            result.hurt.setdefault(damaged.path, []).append((topic, partition, entry.day, entry.series))
+        _note_file(result, damaged, topic, partition, entry)
 
 
 class _Streams:
