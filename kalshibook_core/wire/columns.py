@@ -95,7 +95,7 @@ def deltas(values: Sequence[bytes]) -> Deltas:
     market = np.fromiter((index.setdefault(joined[a:b], len(index)) for a, b in spans), np.int64, len(values))
     try:
         tickers = [ticker.decode() for ticker in index]
-        if not cursor.short_ascii(*gatherers):
+        if not cursor.ascii(*gatherers):
             for a, b in zip(*(places.tolist() for places in gatherers), strict=True):
                 joined[a:b].decode()
     except UnicodeDecodeError as error:
@@ -195,10 +195,11 @@ class _Cursor:
             raise Undecodable("a text among many reaches past its value")
         return started, self.at
 
-    def short_ascii(self, started: Longs, ended: Longs) -> bool:
-        """Return whether these texts are all ASCII, of seven letters at most."""
-        size = ended - started
-        if (size > 7).any():
-            return False
-        letters = (_ONE << (size.astype(np.uint64) << np.uint64(3))) - _ONE
-        return not (self._words[started] & letters & _TOPS).any()
+    def ascii(self, started: Longs, ended: Longs) -> bool:
+        """Return whether these texts are all ASCII; seven letters of each are looked at together."""
+        for at in range(0, int((ended - started).max(initial=0)), 7):
+            seven = np.minimum(started + at, ended)
+            letters = (_ONE << (np.minimum(ended - seven, 7).astype(np.uint64) << np.uint64(3))) - _ONE
+            if (self._words[seven] & letters & _TOPS).any():
+                return False
+        return True
