@@ -137,6 +137,7 @@ class Lives:
     def restore(self, state: Sequence[Any]) -> list[Life]:
         """Become the lives that gave this state; hold the result until the markets are restored, or they are forgotten again."""
         gatherers, lives = state
+        self._lives.clear()  # those of an older savepoint are of gatherers that are no longer
         self.gatherers = {each[0]: Gatherer(*each) for each in gatherers}
         restored = []
         for gatherer, connection, generation, newest_us, *traded_us in lives:

@@ -176,6 +176,21 @@ def test_a_restart_anywhere_in_a_full_life_leaves_no_trace() -> None:
             assert run(life, saved_and_restored(life, cut, savepoints), cut) == undisturbed[cut:], f"cut before {life[cut]}"
 
 
+def test_a_gatherer_whose_markets_were_saved_at_different_times_is_one_after_a_restart() -> None:
+    later = 400 * S  # more than anybody is waited for who is dead
+    old, quiet = Source(ticker="KXA"), Source(ticker="KXB")
+    other = Source("g2", ticker="KXA", generation=T0 + later)
+    life = [
+        old.snapshot(S, {4800: 5}, {}), quiet.snapshot(S, {}, {}), quiet.delta(S, "yes", 1, 1),
+        Source(connection=1, ticker="KXC", generation=T0 + later).snapshot(later, {}, {}),  # shows that it lives
+        other.snapshot(later, {4800: 6}, {}), other.delta(later + S, "yes", 4800, 1), old.delta(later, "yes", 4800, 1),
+    ]  # fmt: skip
+    undisturbed = run(life, Partition(WINDOW))
+    assert not any(isinstance(event, Gap) for made in undisturbed for event in made)
+    for cut in range(3, len(life)):
+        assert run(life, saved_and_restored(life, cut, [2, 3]), cut) == undisturbed[cut:], f"cut before {life[cut]}"
+
+
 @given(streams)
 @settings(max_examples=120, deadline=None)
 def test_every_market_is_numbered_timed_and_summed(stream: list[RawFrame]) -> None:
