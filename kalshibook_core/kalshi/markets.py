@@ -25,7 +25,7 @@ class Market(NamedTuple):
 
 def parse_market(body: Any) -> Market:
     """Read a REST market object; raise UnparsableFrame where it names no market. What else is missing or odd reads as nothing."""
-    if type(body) is not dict or type(body.get("ticker")) is not str or not 0 < len(body["ticker"]) <= messages.LONGEST_TICKER:
+    if type(body) is not dict or not messages.is_word(body.get("ticker")):
         raise messages.UnparsableFrame("market", "no ticker")
     try:
         occurrence_us = messages.time_us(body["occurrence_datetime"])

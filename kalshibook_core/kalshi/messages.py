@@ -12,7 +12,7 @@ finest present.
 import re
 from datetime import UTC, datetime
 from functools import cache, lru_cache
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeGuard
 
 import orjson
 
@@ -43,8 +43,16 @@ REPLY_TYPES: Final = frozenset({"subscribed", "unsubscribed", "ok", "error"})
 LONGEST_TICKER: Final = 200
 """Kalshi's OpenAPI maxLength; 57 is the longest seen on the wire, and dots occur although the pattern denies them."""
 
+_DEEP: Final = 200
+"""Brackets that a frame may open before it is looked at whether they are nested; orjson reads 1,024 levels and writes 254."""
+
 Levels = tuple[tuple[int, int], ...]
 """One side's levels, ascending by price: ((price, size), ...)."""
+
+
+def is_word(value: object) -> TypeGuard[str]:
+    """Return whether this can be a ticker, an id or a kind of event: tables and their indexes hold no NUL and nothing longer."""
+    return type(value) is str and 0 < len(value) <= LONGEST_TICKER and "\0" not in value
 
 
 class MalformedFrame(ValueError):
@@ -128,7 +136,7 @@ class Lifecycle(NamedTuple):
 def envelope(frame: bytes) -> Envelope:
     """Read a frame's envelope; raise MalformedFrame where there is none.
 
-    A ticker that no market can have (not a string, over 200 characters, empty) reads as "": the frame belongs to no market.
+    A ticker that no market can have (see `is_word`) reads as "": the frame belongs to no market.
     """
     try:
         message = orjson.loads(frame)
@@ -136,6 +144,11 @@ def envelope(frame: bytes) -> Envelope:
         raise MalformedFrame(f"not JSON: {error}") from None
     if type(message) is not dict:
         raise MalformedFrame("not a JSON object")
+    if frame.count(b"[") + frame.count(b"{") > _DEEP:
+        try:
+            orjson.dumps(message)
+        except TypeError as error:  # whoever told or wrote a part of it would run out of stack
+            raise MalformedFrame(f"nested too deeply: {error}") from None
     get = message.get
     kind, sid, seq, reply_to = get("type"), get("sid", -1), get("seq", -1), get("id", 0)
     if type(kind) is not str:
@@ -146,7 +159,7 @@ def envelope(frame: bytes) -> Envelope:
     if type(msg) is not dict:
         return Envelope(kind, sid, seq, "", reply_to if type(reply_to) is int else 0, 0, {} if msg is None else msg)
     ticker = msg.get("market_ticker", "")
-    if type(ticker) is not str or len(ticker) > LONGEST_TICKER:
+    if not is_word(ticker):
         ticker = ""
     return Envelope(kind, sid, seq, ticker, reply_to if type(reply_to) is int else 0, _exchange_us(msg), msg)
 
@@ -228,7 +241,7 @@ def parse_trade(message: Envelope) -> Trade:
         no_price = _price(msg, "no_price") if "no_price_dollars" in msg or "no_price" in msg else numbers.ONE_DOLLAR - yes_price
         side = msg.get("taker_side") or msg.get("taker_outcome_side") or {"bid": "yes", "ask": "no"}[msg["taker_book_side"]]
         block, trade_id = msg.get("is_block_trade"), msg["trade_id"]
-        if type(trade_id) is not str or not trade_id or not (block is None or type(block) is bool):
+        if not is_word(trade_id) or not (block is None or type(block) is bool):
             raise ValueError("trade_id or is_block_trade of another type")
         return Trade(trade_id, message.exchange_us, yes_price, no_price, _size(msg, "count"), SIDES[side], block)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -266,7 +279,7 @@ def parse_lifecycle(message: Envelope) -> Lifecycle:
     if type(msg) is not dict or not msg:
         raise UnparsableFrame(message.type, "no content")
     event_type = msg.get("event_type", message.type)
-    if type(event_type) is not str or not event_type:
+    if not is_word(event_type):
         raise UnparsableFrame(message.type, "event_type is not a word")
     return Lifecycle(message.market_ticker, event_type, msg)
 

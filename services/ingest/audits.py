@@ -9,9 +9,9 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final
 
-import orjson
-
+from kalshibook_core.kalshi.messages import UnparsableFrame
 from kalshibook_core.runtime import clock
+from services.ingest.registry import packed
 from services.ingest.rest import Answer, Refused, Rest
 
 MOST: Final = 100
@@ -84,7 +84,9 @@ class Audits:
         wanted = set(tickers)
         for body in rows:
             ticker: Any = body.get("ticker") if type(body) is dict else None
-            if type(ticker) is str and ticker in wanted:
-                self._publish(answer, ticker, orjson.dumps(body))
-            else:
-                self._tell("rest_unparsable", f"GET {PATH}: a book of no market that was asked for")
+            try:
+                if type(ticker) is not str or ticker not in wanted:
+                    raise UnparsableFrame("book", "of no market that was asked for")
+                self._publish(answer, ticker, packed(body))
+            except UnparsableFrame as error:
+                self._tell("rest_unparsable", f"GET {PATH}: {error}")

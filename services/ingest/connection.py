@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 import structlog
 from websockets.asyncio.client import connect
+from websockets.datastructures import Headers
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
 
 from kalshibook_core.kalshi import hours
@@ -35,6 +36,13 @@ _RESTS: Final = (Cause.DISCONNECT, Cause.SILENT_SOCKET)
 _log = structlog.get_logger()
 _wire_log = logging.getLogger("websockets.ingest")
 _wire_log.setLevel(logging.WARNING)  # at debug the library writes every header, the signature among them
+
+
+class _Handshake(connect):
+    """It is led nowhere else: the signature is for this exchange alone, and an address from elsewhere may be none at all."""
+
+    def process_redirect(self, exc: Exception) -> Exception:
+        return exc
 
 
 Raw = tuple[bytes, bytes, int]
@@ -142,7 +150,7 @@ class Connection:
         url = self._settings.ws_url
         headers = self._settings.credentials.headers(clock.now_us() // 1000, "GET", urlsplit(url).path)
         try:
-            socket = await connect(
+            socket = await _Handshake(
                 url,
                 additional_headers=headers,
                 create_connection=Socket,
@@ -156,7 +164,7 @@ class Connection:
             assert isinstance(socket, Socket)
             return socket
         except InvalidStatus as error:
-            self._refused(error.response.status_code, bytes(error.response.body), error.response.headers.get("Date"))
+            self._refused(error.response.status_code, bytes(error.response.body), _date(error.response.headers))
         except (OSError, TimeoutError, EOFError, InvalidHandshake) as error:
             self.trouble = f"no connection to {url}: {type(error).__name__}: {error}"
             self._tell("connect_failed", why=f"{type(error).__name__}: {error}", url=url)
@@ -186,7 +194,7 @@ class Connection:
     async def _live(self, socket: Socket, stop: asyncio.Event) -> None:
         """One generation: from the handshake to the breaks that end it."""
         now_us = clock.now_us()
-        skew_us = date_skew_us(socket.response.headers.get("Date") if socket.response else None, now_us)
+        skew_us = date_skew_us(_date(socket.response.headers) if socket.response else None, now_us)
         self._generation = max(now_us, self._generation + 1)
         session = Session(_raw, self._settings.gatherer, self.number, self._generation, skew_us=skew_us or 0, counts=self._counts)
         self._session = session
@@ -344,6 +352,10 @@ def _raw(
         ),
         recv_us // 1000,
     )
+
+
+def _date(headers: Headers) -> str | None:
+    return next(iter(headers.get_all("Date")), None)
 
 
 async def _either(stop: asyncio.Event, seconds: float) -> None:

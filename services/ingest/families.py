@@ -8,12 +8,10 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, NamedTuple
 
-import orjson
-
 from kalshibook_core.kalshi import messages
 from kalshibook_core.runtime import clock
 from kalshibook_core.wire.events import EVENT, SERIES
-from services.ingest.registry import Registry, digest_of
+from services.ingest.registry import Registry, digest_of, packed
 from services.ingest.rest import Answer, Refused, Rest
 from services.ingest.settings import Settings
 
@@ -31,6 +29,9 @@ SOON_SECONDS: Final = 5.0
 
 BARREN_PAGES: Final = 3
 """So many pages in a row without anything that this list had not had before are no list."""
+
+MOST: Final = 3_000_000
+"""More than that is no list either, but an answer without end."""
 
 SLICE: Final = 200
 """Objects taken before frames get their turn again."""
@@ -135,16 +136,20 @@ class Families:
             cursor = answer.body.get("cursor") or ""
             if not cursor:
                 return True
-            if barren == BARREN_PAGES or type(cursor) is not str:
+            if barren == BARREN_PAGES or type(cursor) is not str or len(found) > MOST:
                 self._tell("rest_endless", f"GET {answer.path}: the list has no end; {len(found)} {family.rows} so far")
                 return False
 
     def _take(self, family: Family, answer: Answer, body: Any, found: dict[str, int]) -> None:
         ticker = body.get(family.key) if type(body) is dict else None
-        if type(ticker) is not str or not 0 < len(ticker) <= messages.LONGEST_TICKER:
+        if not messages.is_word(ticker):
             self._tell("rest_unparsable", f"GET {answer.path}: an object without {family.key}")
             return
-        payload, known = orjson.dumps(body), self._known[family.channel]
+        try:
+            payload, known = packed(body), self._known[family.channel]
+        except messages.UnparsableFrame as error:
+            self._tell("rest_unparsable", f"GET {answer.path}: {error}")
+            return
         digest = found[ticker] = digest_of(payload)
         if known.get(ticker) != digest:
             known[ticker] = digest

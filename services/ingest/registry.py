@@ -17,7 +17,7 @@ from typing import Any, Final
 import orjson
 
 from kalshibook_core.kalshi import markets
-from kalshibook_core.kalshi.messages import Lifecycle
+from kalshibook_core.kalshi.messages import Lifecycle, UnparsableFrame, is_word
 from kalshibook_core.wire.events import EVENT, SERIES
 
 LINGER_US: Final = 30_000_000
@@ -28,6 +28,9 @@ PATIENCE_US: Final = 100_000
 
 FORGET_US: Final = 3_600_000_000
 
+LARGEST_OBJECT: Final = 4 * 1024 * 1024
+"""As large as a frame may be: the broker takes twice that. The largest definition seen has some 4 kB."""
+
 Rank = tuple[bool, int, int]
 """The lowest first: active ones, then by what happens soonest, then by volume, which counts by its doublings: where there are
 more markets than places, a few more contracts are no reason to give a market up for another."""
@@ -36,6 +39,17 @@ more markets than places, a few more contracts are no reason to give a market up
 def digest_of(payload: bytes) -> int:
     """Return what a definition is recognised by."""
     return int.from_bytes(hashlib.blake2b(payload, digest_size=8).digest())
+
+
+def packed(body: Any) -> bytes:
+    """Return an object of REST's as the JSON of a record; raise UnparsableFrame where none holds it."""
+    try:
+        payload = orjson.dumps(body)
+    except TypeError as error:  # it may be read 1,024 levels deep, and written 254
+        raise UnparsableFrame("object", str(error)) from None
+    if len(payload) > LARGEST_OBJECT:
+        raise UnparsableFrame("object", f"it has {len(payload)} bytes, and no record more than {LARGEST_OBJECT}")
+    return payload
 
 
 @dataclass(slots=True)
@@ -65,10 +79,10 @@ class Registry:
 
     def read(self, body: Any, skew_us: int | None, now_us: int, listed: int = 0) -> tuple[str, bytes] | None:
         """Take a REST market object; return (ticker, its JSON) where it says anything new. Raises UnparsableFrame."""
+        payload = packed(body)
         market = markets.parse_market(body)
         known = self._known(market.ticker, now_us)
         known.listed = max(known.listed, listed)
-        payload = orjson.dumps(body)
         digest = digest_of(payload)
         if known.skew_us is None:
             known.skew_us = skew_us
@@ -145,7 +159,7 @@ class Registry:
     def unmet(self, bodies: list[Any], listed: int) -> bool:
         """Return whether any of these market objects was not yet in the list of that number."""
         tickers = (body.get("ticker") for body in bodies if type(body) is dict)
-        known = (self.markets.get(ticker) for ticker in tickers if type(ticker) is str)
+        known = (self.markets.get(ticker) for ticker in tickers if is_word(ticker))
         return any(each is None or each.listed < listed for each in known)
 
     def unlisted(self, listed: int) -> list[str]:

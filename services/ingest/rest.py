@@ -25,6 +25,7 @@ LARGEST_ANSWER: Final = 32 * 1024 * 1024
 """A page of 1,000 markets has some 3 MB."""
 
 ANSWER_SECONDS: Final = 60.0
+_LATEST_S: Final = 1 << 32
 
 _log = structlog.get_logger()
 
@@ -69,7 +70,10 @@ class Rest:
 
     async def get(self, path: str, **query: str | list[str]) -> Answer:
         """Return the answer to GET `path`; raise Refused for a 4xx that is neither 401 (it is told) nor 429."""
-        request = self._client.build_request("GET", self._url + path, params={k: v for k, v in query.items() if v})
+        try:
+            request = self._client.build_request("GET", self._url + path, params={k: v for k, v in query.items() if v})
+        except httpx.InvalidURL as error:  # it is the exchange's own cursor that makes it too long
+            raise Refused(f"GET {path}: {error}") from None
         asked = request.url.raw_path.decode()
         failures = 0
         while True:
@@ -128,11 +132,12 @@ async def _content(response: httpx.Response) -> bytes:
 
 
 def date_skew_us(date: str | None, now_us: int) -> int | None:
-    """Return the exchange's clock minus the local one by a Date header, None where it is missing or broken."""
+    """Return the exchange's clock minus the local one by a Date header, None where it is missing, broken or of no age of ours."""
     try:
-        return markets.skew_us(round(parsedate_to_datetime(date or "").timestamp()) * 1_000_000, now_us)
-    except ValueError:
+        date_s = round(parsedate_to_datetime(date or "").timestamp())
+    except (ValueError, OverflowError):
         return None
+    return markets.skew_us(date_s * 1_000_000, now_us) if 0 <= date_s < _LATEST_S else None
 
 
 def refusal(body: bytes) -> str:
@@ -143,6 +148,6 @@ def refusal(body: bytes) -> str:
         return body[:200].decode(errors="replace").strip()
     error = said.get("error", said) if isinstance(said, dict) else said
     if not isinstance(error, dict):
-        return str(error)[:200]
+        return error[:200] if isinstance(error, str) else body[:200].decode(errors="replace")
     words = (error.get(name) for name in ("code", "message", "msg", "details"))
-    return " ".join(dict.fromkeys(str(word) for word in words if word))[:200]
+    return " ".join(dict.fromkeys(str(word) for word in words if word and isinstance(word, str | int)))[:200]

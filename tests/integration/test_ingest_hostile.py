@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import json
 import resource
 import zlib
 from collections.abc import AsyncIterator, Callable
@@ -27,6 +28,7 @@ from kalshibook_core.kalshi.signing import Credentials
 from kalshibook_core.runtime.settings import Health
 from kalshibook_core.wire import codec
 from kalshibook_core.wire.events import RawFrame
+from services.ingest import families
 from services.ingest import serve as ingest
 from services.ingest.settings import Settings, SpoolSettings
 from tests.unit.kalshi import frames
@@ -62,9 +64,15 @@ class Hostile:
     def _rest(self, request: Request) -> Response:
         self.pages += 1
         headers = Headers({"Date": self._date()})
-        rows = [{"ticker": ticker, "status": "active"} for ticker in MARKETS]
-        cursor = f"page {self.pages}" if self.mood == "lists without end" else ""
-        body = orjson.dumps({"cursor": cursor, "markets": rows, "events": [{"event_ticker": "KXDOG-26AUG1"}], "series": [7]})
+        rows: list[Any] = [{"ticker": ticker, "status": "active"} for ticker in MARKETS]
+        events = [{"event_ticker": "KXDOG-26AUG1"}]
+        endless = self.mood == "lists without end"
+        if self.mood == "tells of ever more events" and "/events" in request.path:
+            events, endless = [{"event_ticker": f"KXDOG-{self.pages}"}], True
+        if self.mood == "tells what no record holds":
+            rows += [{"ticker": f"KXDEEP-{self.pages}", "rules": orjson.loads(b"[" * 500 + b"]" * 500)}]
+        cursor = f"page {self.pages}" if endless else ""
+        body = json.dumps({"cursor": cursor, "markets": rows, "events": events, "series": [7]}).encode()
         if self.mood == "answers a bomb":
             packer = zlib.compressobj(wbits=31)
             body = b"".join([packer.compress(b" " * MEGABYTE) for _ in range(400)] + [packer.flush()])
@@ -213,12 +221,16 @@ async def gathering(cluster: Cluster, folder: Path, health_port: int, mood: str,
         ("refuses", {}, lambda c: c["handshakes_failed_total"] > 3 and "KALSHI_API_KEY_ID is unknown" in c["trouble"]),
         ("an hour off", {}, lambda c: abs(c["clock_skew_seconds"] - 3600) < 2),
         ("lists without end", {"reconcile_seconds": 1}, lambda c: c["rest_endless_total"] > 2),
+        ("tells of ever more events", {}, lambda c: c["rest_endless_total"] > 0),
+        ("tells what no record holds", {"reconcile_seconds": 1}, lambda c: c["rest_unparsable_total"] > 2),
         ("answers a bomb", {}, lambda c: c["rest_retries_total"] > 2),
     ],
 )
 async def test_it_is_survived_told_and_over_when_it_is_over(
-    cluster: Cluster, tmp_path: Path, free_tcp_port: int, mood: str, settings: dict[str, Any], told: Callable[[Any], bool]
-) -> None:
+    cluster: Cluster, tmp_path: Path, free_tcp_port: int, monkeypatch: pytest.MonkeyPatch,
+    mood: str, settings: dict[str, Any], told: Callable[[Any], bool],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(families, "MOST", 50)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     async with gathering(cluster, tmp_path, free_tcp_port, mood, **settings) as scene:
         began = asyncio.get_running_loop().time()

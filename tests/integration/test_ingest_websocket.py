@@ -1,20 +1,28 @@
 """The gatherer's socket in a real event loop: all that came before the end is handed on, in order, and memory is bounded."""
 
 import asyncio
+import random
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import uvloop
+from cryptography.hazmat.primitives.asymmetric import rsa
 from websockets.asyncio.client import connect
 from websockets.frames import Frame, Opcode
 from websockets.utils import accept_key
 
+from kalshibook_core.kafka.cluster import Cluster
+from kalshibook_core.kalshi.signing import Credentials
 from services.ingest import websocket
+from services.ingest.connection import Connection
+from services.ingest.outbox import Outbox
+from services.ingest.settings import Settings
 from services.ingest.websocket import Socket
 
 CHUNK = 256 * 1024  # the most an event loop reads at once
@@ -95,3 +103,41 @@ def test_other_work_is_done_in_the_midst_of_a_burst(run: Callable[[Coroutine[Any
     with exchange(stream) as url:
         run(asyncio.wait_for(listen(url), 60))
     assert turns > 20  # of the 40 that 10 MB take, a quarter of a megabyte each
+
+
+async def test_an_odd_answer_to_the_handshake_is_told_and_leads_nowhere_else() -> None:
+    """Also a redirection to where the signature does not belong, or to what is no address of a websocket."""
+    came: list[str] = []
+    answer = b""
+
+    async def elsewhere(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        came.append("elsewhere")
+        writer.close()
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 " + answer + b"Content-Length: 0\r\n\r\n")
+        writer.close()
+
+    async with (
+        await asyncio.start_server(elsewhere, "127.0.0.1", 0) as other,
+        await asyncio.start_server(talk, "127.0.0.1") as one,
+    ):
+        there, here = (server.sockets[0].getsockname()[1] for server in (other, one))
+        credentials = Credentials("k", rsa.generate_private_key(public_exponent=65537, key_size=2048))
+        settings = Settings(Cluster("nowhere"), credentials, f"ws://127.0.0.1:{here}/ws", "http://127.0.0.1:1")
+        counts: Counter[str] = Counter()
+        outbox = Outbox(settings.cluster, None, "g1", 1)
+        connection = Connection(0, settings, outbox, counts, random.Random(1))
+        for said, why in {
+            b"302 Found\r\nLocation: ws://127.0.0.1:%d/\r\n" % there: "HTTP 302",
+            b"302 Found\r\nLocation: https://127.0.0.1:%d/\r\n" % there: "HTTP 302",
+            b"301 Moved\r\nLocation: ws://[::1/\r\n": "HTTP 301",
+            b"503 Away\r\nDate: Mon, 01 Jan 2024 00:00:00 GMT\r\nDate: yesterday\r\n": "HTTP 503",
+            b"200 OK\r\n": "HTTP 200",
+            b"2 OK\r\n": "InvalidMessage",
+        }.items():
+            answer = said
+            assert await connection._open() is None
+            assert why in connection.trouble
+    assert not came and counts["handshakes_failed"] == 6

@@ -28,6 +28,7 @@ from kalshibook_core.wire.events import EVENT, FILLED, TRADES, RawFrame, RawKind
 from services.ingest.backfill.history import History, Unread
 from services.ingest.backfill.missing import Hole, Unresolved
 from services.ingest.outbox import Outbox
+from services.ingest.registry import packed
 from services.ingest.rest import Answer, Rest
 from services.ingest.settings import Settings
 
@@ -260,11 +261,16 @@ class Backfill:
 
     def _add(self, answer: Answer, channel: str, key: str, body: Any) -> bool:
         ticker = body.get(key) if type(body) is dict else None
-        if type(ticker) is not str or not 0 < len(ticker) <= messages.LONGEST_TICKER:
+        if not messages.is_word(ticker):
+            self.told.unreadable += 1
+            return False
+        try:
+            payload = packed(body)
+        except messages.UnparsableFrame:
             self.told.unreadable += 1
             return False
         at_us = answer.at_us
-        self._put(channel, ticker, at_us, at_us + (answer.skew_us or 0), answer.path, orjson.dumps(body))
+        self._put(channel, ticker, at_us, at_us + (answer.skew_us or 0), answer.path, payload)
         return True
 
     def _put(self, channel: str, ticker: str, recv_us: int, clock_us: int, detail: str, payload: bytes) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kalshibook_core.kalshi.messages import Lifecycle, UnparsableFrame
-from services.ingest.registry import FORGET_US, LINGER_US, PATIENCE_US, Registry
+from services.ingest.registry import FORGET_US, LARGEST_OBJECT, LINGER_US, PATIENCE_US, Registry
 
 NOW = 1_785_901_540_000_000
 
@@ -146,8 +146,24 @@ def test_whoever_asks_only_about_the_stirred_knows_every_rank(happened: list[tup
             assert seen.get(ticker) == registry.rank(ticker, now)
 
 
-@pytest.mark.parametrize("bad", [None, [], {}, {"ticker": 7}, {"ticker": ""}, {"ticker": "A" * 201}])
+DEEP = orjson.loads(b"[" * 1000 + b"]" * 1000)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        None, [], {}, {"ticker": 7}, {"ticker": ""}, {"ticker": "A" * 201}, {"ticker": "A\0"},
+        body(rules=DEEP), body(status=DEEP), body(rules="x" * LARGEST_OBJECT),
+    ],
+)  # fmt: skip
 def test_what_is_no_market_is_refused(bad: object) -> None:
     with pytest.raises(UnparsableFrame):
         Registry().read(bad, 0, NOW)
     Registry().read({"ticker": "A", "status": 7, "occurrence_datetime": 7, "volume_fp": "x"}, 0, NOW)
+
+
+def test_a_page_of_what_is_no_market_is_nothing_new() -> None:
+    registry = Registry()
+    registry.read(body(), 0, NOW, 1)
+    assert not registry.unmet([body(), {"ticker": "A" * 201}, {"ticker": "B\0"}, {"ticker": ""}, 7], 1)
+    assert registry.unmet([body(), body("KXDOG-2")], 1) and registry.unmet([body()], 2)

@@ -12,7 +12,13 @@ def test_the_exchange_s_clock_is_taken_at_the_end_of_its_second() -> None:
     assert date_skew_us("Wed, 05 Aug 2026 03:45:39 GMT", NOW) == -1
 
 
-@pytest.mark.parametrize("date", [None, "", "yesterday", "Wed, 99 Aug 2026 03:45:41 GMT"])
+@pytest.mark.parametrize(
+    "date",
+    [
+        None, "", "yesterday", "Wed, 99 Aug 2026 03:45:41 GMT", "Fri, 31 Dec 9999 23:59:59 GMT",
+        "Mon, 01 Jan 99999999999999999999 00:00:00 GMT",
+    ],
+)  # fmt: skip
 def test_a_missing_date_says_nothing(date: str | None) -> None:
     assert date_skew_us(date, NOW) is None
 
@@ -33,6 +39,8 @@ def test_a_missing_date_says_nothing(date: str | None) -> None:
         (b"<html>Bad Gateway</html>", "<html>Bad Gateway</html>"),
         (b"", ""),
         (b"[1]", "[1]"),
+        (b'{"error":' + b"[" * 1000 + b"]" * 1000 + b"}", '{"error":' + "[" * 191),
+        (b'{"code":' + b"[" * 1000 + b"]" * 1000 + b',"msg":7}', "7"),
         (b"\xff", "\ufffd"),
     ],
 )

@@ -44,6 +44,8 @@ def test_envelope_without_sid_seq_or_msg() -> None:
         b'{"type":"ok","seq":9223372036854775808}',
         b"\xff",
         b'{"type":"\xed\xa0\x80"}',
+        b'{"type":"error","msg":{"code":5,"msg":' + b"[" * 1000 + b"]" * 1000 + b"}}",
+        b'{"type":"market_lifecycle_v2","msg":{"event_type":"created","x":' + b"[" * 300 + b"]" * 300 + b'},"sid":1}',
     ],
 )
 def test_what_is_no_message_is_malformed(frame: bytes) -> None:
@@ -51,7 +53,12 @@ def test_what_is_no_message_is_malformed(frame: bytes) -> None:
         messages.envelope(frame)
 
 
-@pytest.mark.parametrize("ticker", [7, None, ["A"], "A" * 201, {}])
+def test_a_frame_of_many_levels_is_read() -> None:
+    rows = [[numbers.format_price(price), "1.00"] for price in range(1, 1000)]
+    assert len(messages.parse_book(read("orderbook_snapshot", {"yes_dollars_fp": rows}), False)[0]) == 999  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("ticker", [7, None, ["A"], "A" * 201, {}, "A\0"])
 def test_impossible_ticker_belongs_to_no_market(ticker: object) -> None:
     assert read("orderbook_delta", {"market_ticker": ticker}).market_ticker == ""
 
@@ -173,6 +180,8 @@ def test_trade() -> None:
     assert messages.parse_trade(read("trade", new)) == ("t", 0, 3600, 6400, 100, 1, True)
     for broken in (
         {**new, "trade_id": 7},
+        {**new, "trade_id": "t\0"},
+        {**new, "trade_id": "t" * 201},
         {**new, "taker_book_side": "?"},
         {**new, "count_fp": None},
         {**new, "is_block_trade": 1},
@@ -201,7 +210,7 @@ def test_lifecycle() -> None:
     message = read("market_lifecycle_v2", {"market_ticker": MARKET, "event_type": "settled", "settled_ts": 1})
     assert messages.parse_lifecycle(message)[:2] == (MARKET, "settled")
     assert messages.parse_lifecycle(read("event_lifecycle", {"event_ticker": "KXDOG"}))[:2] == ("", "event_lifecycle")
-    for broken in ({}, [], {"event_type": 7}):
+    for broken in ({}, [], {"event_type": 7}, {"event_type": "set\0"}):
         with pytest.raises(UnparsableFrame):
             messages.parse_lifecycle(read("market_lifecycle_v2", broken))
 
