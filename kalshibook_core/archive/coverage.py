@@ -14,7 +14,7 @@ from bisect import bisect_right
 from collections import Counter, OrderedDict
 from typing import Any, Final, NamedTuple
 
-from kalshibook_core.wire.events import LAG_US, Cause, RawFrame, RawKind
+from kalshibook_core.wire.events import LAG_US, LET_GO, Cause, RawFrame, RawKind
 from kalshibook_core.wire.quality import LISTED, Quality, Record, Span, of_span
 
 MOST: Final = 100_000
@@ -81,6 +81,8 @@ class Received:
             if not run.cause:
                 # Whole up to the exchange's time clock_us, so up to a frame that was received no sooner than that by our clock.
                 whole_us = raw.clock_us - self._ahead[source] if source in self._ahead else run.last_us
+                if raw.detail in LET_GO:
+                    whole_us = us
                 run.last_us, run.cause = max(run.last_us, min(whole_us, us)), raw.detail
             return
         if run is None or run.cause:

@@ -18,6 +18,7 @@ RESUME: Final = "RESUME"
 
 SEQUENCE_GAP: Final = "upstream_sequence_gap"
 SUBSCRIPTION_ERROR: Final = "terminal_subscription_error"
+MARKET_CLOSED: Final = "market_closed"
 
 BUFFER_OVERFLOW: Final = 25
 TERMINAL_ERRORS: Final = frozenset({10, 17, BUFFER_OVERFLOW})
@@ -94,7 +95,7 @@ class Subscriptions:
         self._by_sid: dict[int, Subscription] = {}
         self._by_channel: dict[str, Subscription] = {}
         self._wanted: dict[str, int | None] = {}  # ticker -> least skew for its first snapshot
-        self._leaving: dict[str, str] = {}  # markets given up though they live on, with the cause to say
+        self._leaving: dict[str, str] = {}  # markets given up, with the cause to say
         self._queued: dict[str, dict[str, None]] = {channel: {} for channel in OF_MARKETS}
 
     def commands_to_send(self) -> list[bytes]:
@@ -138,15 +139,11 @@ class Subscriptions:
             self._wanted[ticker] = skew_us
         self._advance(now_us)
 
-    def unsubscribe(self, tickers: Iterable[str], now_us: int, cause: str = "") -> None:
-        """Want these markets no longer.
-
-        Without a `cause` because they have ended: nothing can be lost of them, so they get no BREAK. With one they live on,
-        unseen from here, and get it when the exchange has answered: after the last frame that could be believed.
-        """
+    def unsubscribe(self, tickers: Iterable[str], now_us: int, cause: str) -> None:
+        """Want these markets no longer. They get a BREAK of this cause when the exchange has answered: after the last frame that
+        could be believed."""
         gone = [ticker for ticker in tickers if self._wanted.pop(ticker, _ABSENT) is not _ABSENT]
-        if cause:
-            self._leaving.update(dict.fromkeys(gone, cause))
+        self._leaving.update(dict.fromkeys(gone, cause))
         for queue in self._queued.values():
             for ticker in gone:
                 queue.pop(ticker, None)
@@ -262,11 +259,14 @@ class Subscriptions:
                 self._joined(subscription, pending.tickers, now_us, clock_us)
             elif pending.action == commands.DELETE:
                 for ticker in [ticker for ticker in pending.tickers if ticker not in self._wanted]:
-                    if ticker in self._leaving and channel in (BOOK, TRADES):
-                        self._counts["breaks"] += 1
-                        self._note(BREAK, subscription, [ticker], clock_us, now_us, detail=self._leaving[ticker])
+                    cause = self._leaving.get(ticker)
+                    if cause is not None and channel in (BOOK, TRADES):
+                        self._counts["breaks"] += cause != MARKET_CLOSED
+                        self._note(BREAK, subscription, [ticker], clock_us, now_us, detail=cause)
                     subscription.markets.pop(ticker, None)
                     subscription.waiting.pop(ticker, None)
+                    if not any(ticker in each.markets for each in self._by_channel.values()):
+                        self._leaving.pop(ticker, None)
 
     def _joined(self, subscription: Subscription, tickers: Iterable[str], now_us: int, clock_us: int) -> None:
         if subscription.channel == TRADES:

@@ -64,6 +64,10 @@ class Cause(StrEnum):
     MOVED = "moved"  # handed over to another connection of its gatherer
 
 
+LET_GO: Final = frozenset({Cause.MOVED, Cause.MARKET_CLOSED})
+"""Causes of a BREAK by which nothing is lost: the market was given up as planned, and whole until the exchange had answered."""
+
+
 LAG_US: Final = channels.LAG_US
 """A sid that was whole up to t has lost nothing older than t - LAG_US of any market, and what it lost before a frame of t nothing
 younger than t + LAG_US."""
@@ -80,10 +84,11 @@ class RawFrame(NamedTuple):
     (0); of an order book `generation` is the local time at which it was asked for.
 
     A gatherer may have a market on two connections at once, to hand it over: both are its sources until one of them says a BREAK.
-    That of the connection which gives the market up has the cause "moved", and as `clock_us` the exchange's clock when it
-    acknowledged the unsubscription. Asked for no sooner than `LAG_US` after the other's first snapshot (and its RESUME), nothing
-    can have been lost between the two. A new generation of a connection ends that connection's last one; a START, which a new
-    process says once in each partition before all else, ends those of every connection. Its key is any of "@<gatherer>.<n>".
+    That of the connection which gives the market up has the cause "moved", or "market_closed" where the market has ended, and
+    as `clock_us` the exchange's clock when it acknowledged the unsubscription. A move is asked for no sooner than `LAG_US` after
+    the other's first snapshot (and its RESUME), so nothing can have been lost between the two. A new generation of a connection
+    ends that connection's last one; a START, which a new process says once in each partition before all else, ends those of
+    every connection. Its key is any of "@<gatherer>.<n>".
     """
 
     kind: str
@@ -147,7 +152,8 @@ class BookDelta(NamedTuple):
 class Gap(NamedTuple):
     """kalshi.book.v1 and kalshi.trades.v1: from `start_us` on the market is not known.
 
-    In the book stream it takes a version, `end_us` is None, and the snapshot that ends it says so. In the trades stream
+    In the book stream it takes a version, `end_us` is None, and the snapshot that ends it says so; a market that has ended gets
+    none any more. In the trades stream
     (version 0) the same gap comes twice: when it opens, and with `end_us` when it closes. A third time, with `READ_OVER`
     for its connection, it says that REST was read over all of it, and that its trades stand before.
     """

@@ -25,7 +25,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 from kalshibook_core.kalshi import messages
 from kalshibook_core.orderbook import Book, CorruptBook
 from kalshibook_core.orderbook.checksum import to_signed
-from kalshibook_core.wire.events import BOOK, LAG_US, BookDelta, BookEvent, BookSnapshot, Cause, Gap, RawFrame
+from kalshibook_core.wire.events import BOOK, LAG_US, LET_GO, BookDelta, BookEvent, BookSnapshot, Cause, Gap, RawFrame
 from kalshibook_core.wire.raw import Front
 from services.deduplicator.alignment import (
     MARGIN,
@@ -80,7 +80,7 @@ class MarketLog:
 
     __slots__ = (
         "_begun_us", "_cause", "_leader", "_lives", "_offset", "_raw", "_tell", "_trim_at", "_vouched_us", "book", "effective_us",
-        "ended", "gap_cause", "gap_start_us", "grid", "key", "limits", "made", "past", "quiet", "sources", "tally", "ticker",
+        "ended_us", "gap_cause", "gap_start_us", "grid", "key", "limits", "made", "past", "quiet", "sources", "tally", "ticker",
         "version", "window",
     )  # fmt: skip
 
@@ -105,7 +105,7 @@ class MarketLog:
         self.effective_us = 0
         self.gap_start_us: int | None = None
         self.gap_cause: str | None = None
-        self.ended = False
+        self.ended_us = 0  # from this instant on nothing happens any more, 0 while it may
         self.grid: frozenset[int] | None = None  # the prices that a level may have, as yes prices
         self.sources: dict[tuple[str, int], Source] = {}  # by gatherer and connection
         self.past: list[Source] = []  # that ended ahead of the log, which may still come to what they heard
@@ -253,8 +253,8 @@ class MarketLog:
         self.made, self._raw, self._offset = [], raw, offset
         source = self._source(raw)
         if source is not None:
-            self._leaves(source, raw.detail, raw.clock_us - LAG_US)
-            if raw.detail == Cause.MOVED:
+            self._leaves(source, raw.detail, max(raw.clock_us, source.life.newest_us) - LAG_US)
+            if raw.detail in LET_GO:
                 del self.sources[source.life.where]
         return self.made
 
@@ -373,7 +373,8 @@ class MarketLog:
         if self._stands():
             return
         self._given_up()  # dead, as far as anybody knows
-        if self.whole and not self.ended:
+        # Of a market that has ended nothing is lost by who was whole up to its end.
+        if self.whole and not 0 < self.ended_us <= max(start_us, self._vouched_us):
             self._gap(cause, start_us)
         self._begin_anew()
 

@@ -77,16 +77,16 @@ class Market:
     def memory(self, offset: int, lives: Lives | None) -> MarketMemory:
         """Return all of it as of the raw record at `offset`, and with it `lives` if they are to be remembered here."""
         state = [
-            self.book.state(), self.book.ended, self.trades.state(), self.lifecycle.state(), self.rest.state(),
+            self.book.state(), self.book.ended_us, self.trades.state(), self.lifecycle.state(), self.rest.state(),
             self.ticker_us, [tuple(each) for each in self.tickers], lives and lives.state(),
         ]  # fmt: skip
         return MarketMemory(self.book.ticker, orjson.dumps(state), offset)
 
     def restore(self, state: Sequence[Any]) -> None:
         """Become the market that gave this state."""
-        book, self.book.ended, trades, lifecycle, rest, self.ticker_us, tickers, _ = state
+        book, self.book.ended_us, trades, lifecycle, rest, self.ticker_us, tickers, _ = state
         self.book.restore(book)
-        self.trades.restore(trades, self.book.ended)
+        self.trades.restore(trades, bool(self.book.ended_us))
         self.lifecycle.restore(lifecycle)
         self.rest.restore(rest)
         self.tickers = list(starmap(messages.Ticker, tickers))
@@ -351,7 +351,7 @@ class Partition:
         market, body = self.market(raw.market_ticker), messages.content(raw.payload, message)
         if not market.lifecycle.new(raw, body):
             self.tally["lifecycle_repeats"] += 1
-            return []
+            return self._ended(raw, offset, told.msg)
         return self._defined(raw, offset, told.event_type, body, told.msg)
 
     def _rest(self, raw: RawFrame, offset: int) -> Sequence[Event]:
@@ -367,7 +367,7 @@ class Partition:
             return self._unreadable("unparsable_rest", raw, error)
         if not self.market(raw.market_ticker).rest.new(raw.gatherer, raw.payload, raw.clock_us):
             self.tally["lifecycle_repeats"] += 1
-            return []
+            return [] if raw.channel else self._ended(raw, offset, definition)
         if raw.channel:
             return [Lifecycle(raw.market_ticker, raw.channel, raw.recv_us, raw.clock_us, raw.payload, offset)]
         return self._defined(raw, offset, "market", raw.payload, definition)
@@ -400,10 +400,16 @@ class Partition:
         market = self.market(raw.market_ticker)
         market.book.grid = definitions.grid(definition) or market.book.grid
         event = Lifecycle(raw.market_ticker, event_type, raw.recv_us, raw.clock_us, body, offset)
-        if market.book.ended or not definitions.ends(definition):
-            return [event]
-        market.book.ended = True
-        return [event, *market.trades.ended(raw, offset)]
+        return [event, *self._ended(raw, offset, definition)]
+
+    def _ended(self, raw: RawFrame, offset: int, definition: dict[str, object]) -> Sequence[Event]:
+        """Take that a market has ended, if this says so. Also a repeat counts: who heard it sooner may be behind."""
+        if not definitions.ends(definition):
+            return []
+        market = self.market(raw.market_ticker)
+        made = market.trades.ended(raw, offset)
+        market.book.ended_us = market.trades.ended_us
+        return made
 
     def _stale(self, raw: RawFrame, offset: int) -> Sequence[Event]:
         # Of use only where order does not matter: a trade that comes late is still a trade, and its id shows a repeat.
@@ -421,7 +427,7 @@ class Partition:
         market = self.markets.get(raw.market_ticker)
         if market is None:
             return []
-        if raw.channel == BOOK and not market.book.ended:
+        if raw.channel == BOOK:
             return self._waited(market.book, market.book.broken(raw, offset))
         if raw.channel == TRADES:
             return market.trades.broken(raw, offset)

@@ -11,7 +11,7 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from typing import Any, Final
 
-from kalshibook_core.wire.events import IMPORTED, LAG_US, TRADES, Cause, Gap, RawFrame, RawKind, Trade
+from kalshibook_core.wire.events import IMPORTED, LAG_US, LET_GO, TRADES, Cause, Gap, RawFrame, RawKind, Trade
 from services.deduplicator.alignment import Life, Lives
 
 MOST: Final = 100
@@ -104,7 +104,7 @@ class TradeLog:
         if voucher.life.generation < raw.generation:
             return self._killed([voucher], raw, offset)
         voucher.vouches = False
-        if raw.detail == Cause.MOVED:
+        if raw.detail in LET_GO:
             del self.vouchers[raw[1:3]]
         self._delivered(voucher, max(raw.clock_us - LAG_US, voucher.heard_us))
         return self._gaps(raw, offset, raw.detail)
@@ -139,8 +139,8 @@ class TradeLog:
         return made
 
     def ended(self, raw: RawFrame, offset: int) -> list[Gap]:
-        """Return the gaps that close because nothing trades any more and nobody will resume."""
-        self.ended_us = raw.clock_us
+        """Return the gaps that close because nothing trades any more and nobody will resume. Whoever hears it first is right."""
+        self.ended_us = min(self.ended_us or raw.clock_us, raw.clock_us)
         return [] if self.gap_start_us is None else self._end(raw, offset, raw.clock_us)
 
     def unreadable(self, raw: RawFrame, offset: int, exchange_us: int) -> list[Gap]:

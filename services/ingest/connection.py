@@ -124,7 +124,7 @@ class Connection:
             self._session.subscribe(markets, clock.now_us())
             self._hand_over()
 
-    def release(self, tickers: list[str], cause: str = "") -> None:
+    def release(self, tickers: list[str], cause: str) -> None:
         """Capture these markets no longer (`cause`: `Session.unsubscribe`)."""
         for ticker in tickers:
             self.markets.pop(ticker, None)

@@ -192,7 +192,7 @@ class Gatherer:
         for number, moved in changes.leave.items():
             self.connections[number].release(moved, Cause.MOVED)
         for number, gone in changes.unsubscribe.items():
-            self.connections[number].release([ticker for ticker in gone if ticker not in changes.ousted])
+            self.connections[number].release([ticker for ticker in gone if ticker not in changes.ousted], Cause.MARKET_CLOSED)
             self.connections[number].release([ticker for ticker in gone if ticker in changes.ousted], Cause.NOT_SUBSCRIBED)
         for number, come in changes.subscribe.items():
             if number not in self.connections:

@@ -11,11 +11,11 @@ import pytest
 from kalshibook_core.kafka.cluster import Cluster, partition_of
 from kalshibook_core.kalshi import messages
 from kalshibook_core.kalshi.channels import LIFECYCLE
-from kalshibook_core.wire.events import BookDelta, Gap, Lifecycle, RawFrame
+from kalshibook_core.wire.events import BookDelta, Event, Gap, Lifecycle, RawFrame, RawKind
 from kalshibook_tools.simulator.market import Notice, lifecycle_frame
 from services.deduplicator import market_log, trade_log
 from services.deduplicator.partition import Partition
-from services.ingest import gatherer
+from services.ingest import gatherer, registry
 from tests.integration.test_ingest_capture import BOOK, TRADE, Capture, broken, capturing
 
 pytestmark = pytest.mark.stack
@@ -45,6 +45,15 @@ def assert_handed_over(capture: Capture, ticker: str, channel: str) -> None:
         assert mine[end].detail == "moved" and begin < end
         assert channel == TRADE or b"orderbook_snapshot" in mine[begin].payload
         assert not any(life(r) == old for r in mine[end + 1 :])
+
+
+def merged(cluster: Cluster, records: list[RawFrame]) -> list[Event]:
+    partitions = [Partition() for _ in range(cluster.partitions)]
+    return [
+        event
+        for offset, record in enumerate(records)
+        for event in partitions[partition_of(record.market_ticker.encode(), cluster.partitions)].receive(record, offset)
+    ]
 
 
 async def test_a_connection_is_renewed_without_a_gap(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,12 +119,7 @@ async def test_a_connection_is_renewed_without_a_gap(cluster: Cluster, tmp_path:
         trades = {e["trade_id"] for e in truth if e["sent"] and e["type"] == "trade"}
         assert {frame["msg"]["trade_id"] for frame in capture.frames(ticker, TRADE)} == trades
     # The stream made of it: no gap but that of the drain, and each delta once.
-    partitions = [Partition() for _ in range(cluster.partitions)]
-    made = [
-        event
-        for offset, record in enumerate(capture.records)
-        for event in partitions[partition_of(record.market_ticker.encode(), cluster.partitions)].receive(record, offset)
-    ]
+    made = merged(cluster, capture.records)
     gaps = Counter((e.market_ticker, e.channel, e.cause) for e in made if isinstance(e, Gap) and e.end_us is None)
     assert gaps == Counter((ticker, channel, "disconnect") for ticker in markets for channel in (BOOK, TRADE))
     for ticker, truth in truths.items():
@@ -168,3 +172,28 @@ async def test_a_market_that_ended_is_not_subscribed_again(cluster: Cluster, tmp
             lambda: living <= {r.market_ticker for r in capture.of("FRAME") if r.generation == new}, "the others' books"
         )
     assert not ended & {r.market_ticker for r in capture.of("FRAME") if r.generation == new}
+
+
+async def test_a_market_that_ended_is_let_go_and_has_no_gap(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even where its only gatherer is killed soon after, and begins anew."""
+    monkeypatch.setattr(registry, "LINGER_US", 1_000_000)
+    hurried(monkeypatch)
+    async with capturing(cluster, tmp_path, window=5.0, rate=300.0) as capture:
+        await capture.until(
+            lambda: (
+                any(r.detail == "market_closed" for r in capture.of("BREAK"))
+                and any(r.detail == "market_closed" for r in capture.of("BREAK", TRADE))
+            ),
+            "an ended market let go",
+        )
+    let_go = {r.market_ticker for r in capture.of("BREAK") if r.detail == "market_closed"}
+    ended = {r.market_ticker for r in capture.of("FRAME", LIFECYCLE) if b'"determined"' in r.payload}
+    assert let_go and let_go <= ended
+    start = next(r for r in capture.records if r.kind == RawKind.START)
+    first = next(n for n, r in enumerate(capture.records) if r.detail == "market_closed" and r.channel == TRADE)
+    keys = {partition_of(r.market_ticker.encode(), cluster.partitions): r.market_ticker for r in capture.records}
+    again = [start._replace(market_ticker=key, recv_us=start.recv_us + 10**9) for key in keys.values()]
+    gaps = {e.market_ticker for e in merged(cluster, [*capture.records[: first + 1], *again]) if isinstance(e, Gap)}
+    assert capture.records[first].market_ticker not in gaps and gaps  # those who live on have one

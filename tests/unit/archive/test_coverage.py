@@ -52,6 +52,7 @@ def test_raw_rows_tell_where_nobody_delivered() -> None:
     # Killed without a word, and begun anew; broken at the end; broken before its first frame here.
     assert gaps_of([frame(10), frame(20), frame(80, generation=2)]) == [Span(20, 80, "disconnect")]
     assert gaps_of([frame(10), gone(60, 50, cause="silent_socket")]) == [Span(50, None, "silent_socket")]
+    assert gaps_of([frame(10), gone(60, 50, cause="market_closed")]) == []  # it has ended, and was let go as planned
     assert gaps_of([gone(60, 50), gone(65, 50, cause="own_overflow"), frame(70)]) == [Span(60, 70, "disconnect")]
     assert gaps_of([frame(10, kind=RawKind.STALE), frame(20), frame(30)]) == []
     received = Received()

@@ -38,7 +38,7 @@ def test_events_and_series_are_told_once_whoever_reads_them() -> None:
     assert [(e.event_type, orjson.loads(e.body)) for e in made if isinstance(e, Lifecycle)] == [
         ("market", market), ("event", event), ("series", series),
     ]  # fmt: skip
-    assert len(made) == 3 and not partition.market("KXONE").book.ended
+    assert len(made) == 3 and not partition.market("KXONE").book.ended_us
     assert partition.receive(rest("g1", EVENT, "KXONE", {**event, "title": "New"}), 9)
 
 

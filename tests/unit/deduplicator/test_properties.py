@@ -447,3 +447,55 @@ def test_every_trade_that_nobody_told_of_an_ended_market_lies_in_a_gap(ending: t
     for at in trades:
         when = T0 + at * S
         assert when in heard or any(gap.end_us is not None and gap.start_us <= when < gap.end_us for gap in gaps), at
+
+
+@st.composite
+def book_endings(draw: st.DrawFn) -> tuple[list[RawFrame], list[int], bool]:
+    """A market's book until it ended, as gatherers told it that came late, and were whole until they let it go or left before, by
+    a break or killed without a word; the end is known at any time. Also says whether one was whole from the first book on."""
+    first = draw(st.integers(1, 25))
+    changes = sorted(draw(st.sets(st.integers(first + 1, 60), max_size=6)))
+    end = draw(st.integers(changes[-1] + 1 if changes else 30, 65))
+    told, whole = list[list[RawFrame]](), False
+    for since in [first, *draw(st.lists(st.integers(first, 50), max_size=2))]:
+        source, other = Source(f"g{len(told)}"), Source(f"g{len(told)}", ticker="KXOTHER")
+        lost_from = draw(st.integers(since + 1, 66))
+        raws = [other.snapshot(since * S, {1: 1}, {})]
+        raws.append(source.snapshot(since * S + S // 2, {1: 1 + sum(at <= since for at in changes)}, {}))
+        raws += [source.delta(at * S, "yes", 1, 1) for at in changes if since < at < lost_from]
+        if lost_from > end:
+            raws.append(source.lifecycle(end * S + draw(st.integers(0, S)), event_type="determined"))
+            raws.append(source.broken((end + 30) * S, cause="market_closed"))
+            whole |= since == first
+        else:
+            newest = (lost_from + draw(st.integers(0, LAG_US // S - 1))) * S  # of the other market: they are out of step
+            raws.append(other.delta(newest, "yes", 1, 1))
+            raws.append(draw(st.sampled_from([source.broken(newest), source.started(90 * S)])))
+        told.append(raws)
+    told.append([Source("g1", connection=9).lifecycle(end * S, event_type="determined")])
+    raws = []
+    while any(told):
+        raws.append(draw(st.sampled_from([each for each in told if each])).pop(0))
+    return raws, changes, whole
+
+
+@given(book_endings())
+@settings(max_examples=200, deadline=None)
+def test_every_change_that_nobody_told_of_an_ended_markets_book_lies_in_a_gap(
+    ending: tuple[list[RawFrame], list[int], bool],
+) -> None:
+    raws, changes, whole = ending
+    events = [event for made in run(raws, Partition()) for event in made]
+    log = [event for event in events if isinstance(event, BookEvent) and event.market_ticker == TICKER]
+    begun = next(event.effective_us for event in log)
+    heard = {event.exchange_us for event in log if isinstance(event, BookDelta)}
+    spans: list[tuple[int, int]] = []
+    for event in log:
+        if isinstance(event, BookSnapshot) and event.gap_start_us is not None:
+            spans[-1] = event.gap_start_us, event.effective_us
+        elif isinstance(event, Gap):
+            spans.append((event.start_us, 1 << 62))
+    for at in changes:
+        when = T0 + at * S
+        assert when < begun or when in heard or any(start_us <= when < end_us for start_us, end_us in spans), at
+    assert not (whole and spans and begun == log[0].effective_us and log[0].gatherer == "g0")

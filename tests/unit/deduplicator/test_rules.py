@@ -357,7 +357,27 @@ def test_nothing_is_lost_of_a_market_that_has_ended() -> None:
         assert brief(list(events))[1:] == [("snapshot", 2, 61 * S, None)]
         raws[-2] = later.snapshot(61 * S, {1: 1}, {}, solicited=True)._replace(seq=99)  # unless it has another book afterwards
         events = [event for event in receive(*raws) if isinstance(event, Gap | BookSnapshot)]
-        assert brief(list(events))[1:] == [("gap", 2, 10 * S, "disconnect"), ("snapshot", 3, 61 * S, (10 * S, "disconnect"))]
+        assert brief(list(events))[1:] == [("gap", 2, 20 * S, "disconnect"), ("snapshot", 3, 61 * S, (20 * S, "disconnect"))]
+
+
+def test_what_the_last_who_had_its_book_may_have_lost_before_a_market_ended_is_told() -> None:
+    """The end is in the log before the break. Whoever was whole up to ten seconds behind it has lost nothing."""
+    g, other = Source(), Source("g2", connection=3)
+    led = [*known(g), g.delta(11 * S, "yes", 4800, 5), g.rest(12 * S, status="finalized")]
+    told = [("gap", 3, 11 * S, "disconnect")]
+    assert brief(receive(*led, g.broken(13 * S)))[3:] == told
+    assert brief(receive(*led, g.broken(22 * S)))[3:] == []
+    assert brief(receive(*led, g.broken(42 * S, cause="market_closed"), g.started(50 * S), g.broken(13 * S)))[3:] == []
+    assert brief(receive(*led, g.started(50 * S)))[3:] == told  # killed: nothing came after
+    elsewhere = Source(ticker="KXOTHER")
+    lived = [elsewhere.snapshot(20 * S, {}, {}), elsewhere.delta(22 * S, "yes", 1, 1)]
+    assert brief(receive(*led, *lived, g.started(50 * S)))[5:] == [("gap", 3, 22 * S, "disconnect")]  # the other market's
+    joined = [*led[:2], *known(other), other.delta(11 * S, "yes", 4800, 5), led[2], g.broken(13 * S)]
+    assert brief(receive(*joined))[3:] == []  # the other may have more yet
+    assert brief(receive(*joined, other.broken(14 * S)))[3:] == told
+    late = other.rest(60 * S, status="finalized")  # who tells the end first may have heard it last
+    for ends in ([late, led[2]], [led[2], late]):
+        assert brief(receive(*led[:2], *ends, g.broken(42 * S, cause="market_closed")))[3:] == []
 
 
 @pytest.mark.parametrize("book", [({4800: 7}, {}), ({}, {}), ({4800: 1205, 4700: 100}, {5000: 300, 5100: 9})])

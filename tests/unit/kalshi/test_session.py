@@ -164,7 +164,7 @@ def test_any_message_is_survived(received: list[dict[str, object]]) -> None:
     assert [r.payload for r in records if r.payload] == payloads
     for turn in range(5):
         session.due(LATER * (turn + 1))
-    session.unsubscribe([A], LATER)
+    session.unsubscribe([A], LATER, Cause.MOVED)
     session.connection_lost("disconnect", LATER)
 
 
@@ -400,15 +400,19 @@ def test_markets_beyond_one_command_wait_for_the_sid() -> None:
     ]
 
 
-def test_unsubscribed_markets_end_without_a_break() -> None:
+def test_a_market_that_has_ended_was_whole_until_it_is_let_go() -> None:
     session = open_session(A, B)
     feed(session, frames.snapshot(A, 1, 1), frames.snapshot(B, 1, 2))
-    session.unsubscribe([A, "KXNOBODY"], NOW)
+    session.unsubscribe([A, "KXNOBODY"], NOW, Cause.MARKET_CLOSED)
     commands = list(map(orjson.loads, session.commands_to_send()))
     assert [(c["params"]["action"], c["params"]["sids"], c["params"]["market_tickers"]) for c in commands] == [
         ("delete_markets", [sid], [A]) for sid in (1, 2, 3)
     ]
-    feed(session, frames.ok(commands[0]["id"], 1, 3, []), frames.ok(commands[1]["id"], 2, 1, []))
+    records = feed(session, *(frames.ok(each["id"], sid, 3 if sid == 1 else 1, []) for sid, each in enumerate(commands, 1)))
+    assert [(r.channel, r.market_ticker, r.detail, r.clock_us) for r in records if r.kind == "BREAK"] == [
+        (channel, A, "market_closed", records[0].clock_us) for channel in (BOOK, TRADES)
+    ]
+    assert session._counts["breaks"] == 0 and not session._leaving
     assert brief(feed(session, frames.delta(B, 1, 9))) == [("BREAK", BOOK, B), ("FRAME", BOOK, B)]
 
 
@@ -448,7 +452,7 @@ def test_an_overflow_is_noted_for_the_caller() -> None:
 def test_a_market_unwanted_before_its_ack_is_deleted_after() -> None:
     session = Session(RawFrame, "g1", 0, 1, skew_us=0, counts=Counter())
     session.subscribe({A: None, B: None}, NOW)
-    session.unsubscribe([A], NOW)
+    session.unsubscribe([A], NOW, Cause.MARKET_CLOSED)
     sent(session)
     feed(session, frames.subscribed(1, BOOK, 1))
     assert sent(session) == [("delete_markets", [1], [A])]
