@@ -8,7 +8,8 @@ from typing import Any, Final, NamedTuple
 from kalshibook_core.kalshi import messages, numbers
 
 ENDED: Final = frozenset({"determined", "disputed", "amended", "settled", "finalized"})
-"""Lifecycle event types and REST statuses after which a market's book cannot change (Kalshi docs, "Market lifecycle")."""
+"""Lifecycle event types and REST statuses from determination on: nothing trades any more and the book cannot change (Kalshi docs,
+"Market lifecycle")."""
 
 DATE_RESOLUTION_US: Final = 999_999
 """A Date header names the second; the clock that wrote it may have been at its very end."""

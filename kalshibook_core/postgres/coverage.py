@@ -2,7 +2,7 @@
 
 An hour of a market is measured once it is closed (table coverage_closed), again whenever rows of it come later (table
 coverage_due), and each time it gives something new a further revision is appended to table coverage. Hours in which nothing
-was recorded have no row: nothing happened in them, and table gaps says what was covered.
+was recorded have no row: nothing happened in them, and table gaps says what was covered (`MEASURED_GAPS`).
 """
 
 import asyncio
@@ -17,6 +17,14 @@ from kalshibook_core.wire.events import BOOK
 from kalshibook_core.wire.quality import TRADES_AFTER_US, Record, Span
 
 MOST_GAPS: Final = 10_000
+
+MEASURED_GAPS: Final = """(
+    SELECT told.market_id, channel, start_us, cause, opened_version, filled_us,
+           CASE WHEN over.ended_us IS NULL THEN told.end_us ELSE greatest(over.ended_us, start_us) END AS end_us
+    FROM gaps told LEFT JOIN markets over ON over.id = told.market_id AND told.end_us IS NULL
+) AS gaps"""
+"""What measures over time and markets read in place of table gaps: one that nothing ended lasts until its market's end was first
+heard. What an answer says of a book is told by the table: there the gap has no end, since that book is never known again."""
 
 _ASKED: Final = "unnest($1::int[], $2::bigint[]) WITH ORDINALITY AS asked (market_id, hour_us, number)"
 
@@ -40,7 +48,7 @@ ON a.market_id = asked.market_id AND to_us >= hour_us AND to_us < hour_us + {HOU
 
 _GAPS: Final = f"""
 SELECT number, g.* FROM {_ASKED}, LATERAL (
-    SELECT channel, start_us, end_us, cause FROM gaps WHERE market_id = asked.market_id AND filled_us IS NULL
+    SELECT channel, start_us, end_us, cause FROM {MEASURED_GAPS} WHERE market_id = asked.market_id AND filled_us IS NULL
       AND start_us < hour_us + {HOUR_US} AND (end_us IS NULL OR greatest(end_us, start_us + 1) > hour_us)
     ORDER BY start_us, opened_version LIMIT {MOST_GAPS}
 ) g ORDER BY number, g.start_us"""

@@ -12,10 +12,8 @@ from hashlib import blake2b
 from typing import Any, Final
 
 from kalshibook_core.kalshi import numbers
+from kalshibook_core.kalshi.markets import ENDED
 from kalshibook_core.wire.events import LAG_US, RawFrame
-
-ENDED: Final = frozenset({"determined", "disputed", "amended", "settled", "finalized"})
-"""Lifecycle event types and REST statuses from determination on: nothing trades any more (Kalshi docs, "Market lifecycle")."""
 
 REMEMBERED: Final = 64
 """Bodies of a market's sequence that are remembered; a gatherer that lags by more repeats them."""

@@ -13,9 +13,6 @@ from services.gateway import forms
 from services.gateway.errors import ApiError
 from services.gateway.instants import text
 
-OVER: Final = frozenset({"determined", "settled", "finalized", "disputed", "amended"})
-"""Market states after which the exchange sends nothing any more (Kalshi docs, market lifecycle)."""
-
 REFUSED: Final = (State.GAP, State.PENDING)
 """States that `strict` does not take."""
 

@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
+from kalshibook_core.kalshi.markets import ENDED
 from kalshibook_core.postgres import levels, partitions, runs
 from kalshibook_core.wire import codec, columns, coverage, events
 from services.persister import market
@@ -60,6 +61,7 @@ class Batch:
         self.audits: list[events.Audited] = []
         self.lifecycle: list[events.Lifecycle] = []
         self.market_changes: dict[str, market.MarketChange] = {}
+        self.ends: dict[str, int] = {}  # when it was first heard that a market ended, by the exchange's clock
         self.families: dict[str, dict[str, market.Family]] = {events.EVENT: {}, events.SERIES: {}}
         self.rows = 0
         self.unreadable = 0
@@ -138,6 +140,8 @@ class Batch:
         if change is not None:
             known = self.market_changes.get(change.ticker)
             self.market_changes[change.ticker] = change if known is None else market.later(known, change)
+            if event.event_type in ENDED or change.status in ENDED:
+                self.ends[change.ticker] = min(event.clock_us, self.ends.get(change.ticker, event.clock_us))
 
     @property
     def last_effective_us(self) -> int:

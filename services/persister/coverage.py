@@ -9,7 +9,7 @@ from typing import Any, Final
 import asyncpg
 import orjson
 
-from kalshibook_core.postgres.coverage import measure
+from kalshibook_core.postgres.coverage import MEASURED_GAPS, measure
 from kalshibook_core.postgres.partitions import DAY_US
 from kalshibook_core.wire.coverage import HOUR_US, MATCH, MISMATCH, UNKNOWN, Hour
 from kalshibook_core.wire.quality import QUIET, Quality
@@ -63,7 +63,7 @@ WITH hours AS (
            coalesce(sum(matched), 0) AS matched, coalesce(sum(mismatched), 0) AS mismatched
     FROM hours
 ), hurt AS (
-    SELECT count(DISTINCT market_id) AS markets_with_gap FROM gaps
+    SELECT count(DISTINCT market_id) AS markets_with_gap FROM {MEASURED_GAPS}
     WHERE filled_us IS NULL AND start_us < $1 + {DAY_US} AND (end_us IS NULL OR greatest(end_us, start_us + 1) > $1)
       AND cause <> ALL ($2::text[])
 )

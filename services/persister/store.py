@@ -69,6 +69,33 @@ UPDATE markets SET
     body = coalesce($12, body)
 WHERE id = $1 AND updated_us <= $11 + 3600000000"""
 
+_ENDED: Final = """
+UPDATE markets m SET ended_us = told.ended_us FROM unnest($1::int[], $2::bigint[]) AS told (id, ended_us)
+WHERE m.id = told.id AND (m.ended_us IS NULL OR m.ended_us > told.ended_us)"""
+
+# Another process may be writing the end of a market of which this one has a gap: of the two, whoever comes later sees both.
+_LOCK_MARKETS: Final = "SELECT FROM markets WHERE id = ANY($1::int[]) ORDER BY id FOR SHARE"
+
+# From when on gaps of markets that ended are measured otherwise than before; told: a market, and when it or a gap of it ended.
+_SINCE: Final = """
+SELECT m.id, least(min(told.us), m.ended_us) FROM unnest($1::int[], $2::bigint[]) AS told (id, us) JOIN markets m USING (id)
+WHERE m.ended_us IS NOT NULL
+  AND EXISTS (SELECT FROM gaps WHERE market_id = m.id AND (end_us IS NULL OR end_us >= least(told.us, m.ended_us)))
+GROUP BY m.id"""
+
+# Of what is being measured, or judged, at this moment nothing stands there yet, but it is due, and waited for.
+_MEASURE_AGAIN: Final = f"""
+INSERT INTO coverage_due (market_id, hour_us)
+SELECT since.market_id, hour_us FROM unnest($1::int[], $2::bigint[]) AS since (market_id, us), LATERAL (
+    SELECT hour_us FROM coverage WHERE market_id = since.market_id AND hour_us > us - {HOUR_US}
+    UNION SELECT hour_us FROM coverage_due WHERE market_id = since.market_id AND hour_us > us - {HOUR_US}) AS measured
+ORDER BY 1, 2
+ON CONFLICT (hour_us, market_id) DO UPDATE SET market_id = excluded.market_id"""
+_JUDGE_AGAIN: Final = f"""
+INSERT INTO conditions_due
+SELECT day_us FROM (SELECT day_us FROM conditions UNION SELECT day_us FROM conditions_due) AS said
+WHERE day_us > $1::bigint - {partitions.DAY_US} ORDER BY day_us ON CONFLICT (day_us) DO UPDATE SET day_us = excluded.day_us"""
+
 # Updated and not passed over where it stands there: so it is locked, and nobody measures before this is committed.
 _DUE: Final = """
 INSERT INTO coverage_due (market_id, hour_us) SELECT * FROM unnest($1::int[], $2::bigint[])
@@ -276,6 +303,7 @@ class Store:
             due = await self._mark(connection, batch, ids)
             last = await self._stand(connection, batch, ids)
             counts = await _insert(connection, batch, ids, last)
+            await _end(connection, batch, ids, self._closed + HOUR_US)
         self._ids.update(fresh)
         self._due |= due
         self._last.update(last)
@@ -415,6 +443,21 @@ async def _insert(connection: Any, batch: Batch, ids: Mapping[str, int], last: d
         )
         counts["markets"] = len(batch.market_changes)
     return counts
+
+
+async def _end(connection: Any, batch: Batch, ids: Mapping[str, int], closed_us: int) -> None:
+    """Write when markets ended, and put down as due what was measured of their gaps otherwise: hours before `closed_us`."""
+    if batch.ends:
+        await connection.execute(_ENDED, [ids[ticker] for ticker in batch.ends], list(batch.ends.values()))
+    told = [(ids[ticker], us) for ticker, us in batch.ends.items() if us < closed_us]
+    late = [gap for gap in batch.gap_rows.values() if gap.start_us < closed_us]
+    if late:
+        await connection.execute(_LOCK_MARKETS, [ids[gap.ticker] for gap in late])
+        told += [(ids[gap.ticker], gap.start_us if gap.end_us is None else gap.end_us) for gap in late]
+    if told and (since := await connection.fetch(_SINCE, *map(list, zip(*told, strict=True)))):
+        moments = [row[1] for row in since]
+        await connection.execute(_MEASURE_AGAIN, [row[0] for row in since], moments)
+        await connection.execute(_JUDGE_AGAIN, min(moments))
 
 
 def _ticker(market_id: int, ids: Mapping[str, int]) -> str:

@@ -22,7 +22,7 @@ from kalshibook_core.wire.events import TRADES, Audited, BookDelta, BookSnapshot
 from services.persister.coverage import FENCE, SETTLE_US
 from tests.support.canonical import Market
 from tests.support.service import Service, until
-from tests.support.written import Written, audit, trade
+from tests.support.written import Written, audit, trade, word
 
 pytestmark = pytest.mark.stack
 
@@ -253,3 +253,55 @@ async def test_a_gap_told_late_is_measured_in_every_hour_it_touches(database: st
             *(HOUR_US - 7, HOUR_US - 7, orjson.dumps({quiet.cause: 7}).decode()),
         )  # fmt: skip
         assert rows[AT][:2] == (HOUR_US - 1, HOUR_US)
+
+
+async def test_a_gap_that_nothing_ended_is_measured_up_to_its_markets_end_whenever_that_is_heard(
+    database: str, connection: "asyncpg.Connection[Any]"
+) -> None:
+    gone, calm, late = Market("KXGONE", AT), Market("KXCALM", AT), Market("KXLATE", AT + 4 * DAY)
+    told, end_us = Market("KXTOLD", AT), AT + 2 * DAY + HOUR_US
+
+    async def covered_in(ticker: str, hour_us: int) -> list[int]:
+        query = "SELECT covered_us FROM coverage JOIN markets m ON m.id = market_id WHERE ticker = $1 AND hour_us = $2"
+        return [row[0] for row in await connection.fetch(f"{query} ORDER BY revision", ticker, hour_us)]
+
+    async with await pool.connect_pool(database, size=3) as connections:
+        written = Written(connections, connection, NOW)
+        # A market is in a gap since day 1. On days 2 and 3 a trade of it comes, so these hours are measured.
+        begun, hole = gone.event(1, 1), gone.event(39, DAY)
+        trades = trade("KXGONE", 1, end_us - 5), trade("KXGONE", 2, AT + 3 * DAY)
+        await written.write(begun, *(calm.event(2, DAY) for _ in range(4)), hole, *trades)
+        of_told = trade("KXTOLD", 4, AT + 2 * DAY), word("KXTOLD", "determined", AT + 3 * DAY + HOUR_US)
+        await written.write(told.event(1, 1), *of_told)
+        await written.measure(AT + 4 * DAY + SETTLE_US)
+        said = [(day, 1, "degraded" if day else "available") for day in range(4)]
+        assert await written.conditions(AT) == said
+        # Its end is heard late, and the last word first: what was said is corrected. In the table the gap stays as it was told.
+        await written.write(word("KXGONE", "settled", end_us + 2 * DAY))
+        await written.measure(AT + 4 * DAY + SETTLE_US)
+        assert await written.conditions(AT) == said
+        await written.write(word("KXGONE", "determined", end_us - 5), word("KXGONE", "settled", end_us + DAY))
+        await written.measure(AT + 4 * DAY + SETTLE_US)
+        said = [*said[:3], (2, 2, "degraded"), said[3], (3, 2, "available")]
+        assert await written.conditions(AT) == said
+        assert await covered_in("KXGONE", end_us - HOUR_US) == [0, 5]
+        assert await covered_in("KXGONE", AT + 3 * DAY) == [0, HOUR_US]
+        assert await connection.fetchval("SELECT count(*) FROM gaps WHERE end_us IS NULL") == 1
+        # One that is told to begin after the end is of a microsecond.
+        await written.write(late.event(1, 0), word("KXLATE", "determined", AT + 4 * DAY + HOUR_US))
+        await written.write(late.event(39, 2 * HOUR_US), trade("KXLATE", 3, AT + 5 * DAY), calm.event(2, DAY), calm.event(2, DAY))
+        await written.measure(AT + 6 * DAY + SETTLE_US)
+        said += [(4, 1, "degraded"), (5, 1, "available")]
+        assert await written.conditions(AT) == said
+        assert await covered_in("KXLATE", AT + 4 * DAY + 2 * HOUR_US) == [HOUR_US - 1]
+        # A book that comes after the end ends it as it ends any, and then all of it counts.
+        await written.write(late.event(1, DAY))
+        await written.measure(AT + 6 * DAY + SETTLE_US)
+        assert await written.conditions(AT) == [*said[:-1], (4, 2, "degraded"), said[-1], (5, 2, "degraded")]
+        assert await covered_in("KXLATE", AT + 5 * DAY) == [HOUR_US, 0]
+        # One that is told when the end is known already is measured from its beginning up to there.
+        await written.write(told.event(39, DAY))
+        await written.measure(AT + 6 * DAY + SETTLE_US)
+        assert await covered_in("KXTOLD", AT + 2 * DAY) == [HOUR_US, 0]
+        newest = {day: what for day, _, what in await written.conditions(AT)}
+        assert newest == {0: "available", **dict.fromkeys(range(1, 6), "degraded")}

@@ -10,7 +10,7 @@ from services.gateway import forms, instants, models
 from services.persister.coverage import SETTLE_US
 from tests.support import gateway
 from tests.support.canonical import Market
-from tests.support.written import Written, audit, trade
+from tests.support.written import Written, audit, trade, word
 
 MIDNIGHT = 1_762_128_000_000_000  # 2025-11-03T00:00:00Z
 SECOND, HOUR, DAY = 1_000_000, 3_600_000_000, 86_400_000_000
@@ -146,3 +146,24 @@ async def test_hours_days_conditions_and_incidents(served: tuple[httpx.AsyncClie
             answer = await client.get(f"/v1/{path}", params={"from": MIDNIGHT, "to": MIDNIGHT + int(wrong) * DAY})
             assert (answer.status_code, answer.json()["error"]["code"]) == (422, "invalid_parameter")
         assert (await client.get("/v1/quality/KXNONE")).status_code == 404
+
+        # A gap that nothing ended lasts, as it is measured, until its market's end was heard. Of the book itself it has no end.
+        lost = [market.event(39, HOUR) for market in hurt]
+        end_us = lost[0].effective_us + 5 * SECOND
+        heard = [word(market.ticker, "determined", end_us + n) for n, market in enumerate(hurt)]
+        heard += [word(market.ticker, "settled", end_us + DAY) for market in hurt]
+        await written.write(*lost, *heard, calm.event(2, DAY), calm.event(2, DAY))
+        await written.measure(MIDNIGHT + 3 * DAY + SETTLE_US)
+        three = {"from": MIDNIGHT + DAY, "to": MIDNIGHT + 3 * DAY}
+        (found,) = (await told("incidents", models.Incidents, min_markets=2, **three))["data"]
+        assert (found["end"], found["markets"]) == (instants.text(end_us + 1), 3)
+        conditions = (await told("conditions", models.Conditions, **three))["data"]
+        assert [(row["condition"], row["markets_with_gap"]) for row in conditions] == [("degraded", 3), ("available", 0)]
+        of_one = (await told("conditions/KXHURT0", models.MarketConditions, **three))["data"]
+        assert [row["quality"]["state"] for row in of_one] == ["gap", "ended"]
+        span = {"from": end_us, "to": MIDNIGHT + 3 * DAY}
+        first, second, *_ = (await told("quality/KXHURT0", models.MarketQuality, **span))["data"]
+        assert (first["quality"]["gap"]["end"], second["quality"]["state"]) == (instants.text(end_us), "ended")
+        page = (await client.get("/v1/deltas/KXHURT0", params=span)).json()["quality"]
+        assert (page["state"], page["gap"]["end"]) == ("gap", None)
+        assert (await client.get("/v1/gaps", params={"ticker": "KXHURT0"})).json()["data"][-1]["end"] is None

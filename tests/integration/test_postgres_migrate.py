@@ -87,6 +87,46 @@ async def test_book_events_of_the_release_before_are_taken_over_each_as_it_was(e
     await connection.close()
 
 
+async def test_markets_that_ended_in_an_open_gap_have_their_end_and_are_measured_again(empty, monkeypatch):
+    every = migrate.available()
+    monkeypatch.setattr(migrate, "available", lambda: [each for each in every if each.number != 15])
+    await migrate.migrate(empty)
+    connection = await asyncpg.connect(empty)
+    day, hour, old = partitions.DAY_US, 3_600_000_000, 8 * partitions.DAY_US
+    markets = [("gap", "finalized", 5), ("rest", "determined", 5), ("open", "active", old), ("old", "finalized", 5)]
+    markets.append(("fresh", "finalized", old))
+    await connection.executemany(
+        "INSERT INTO markets (id, ticker, status, updated_us) VALUES ($1, $2, $3, $4)",
+        [(n, *market) for n, market in enumerate(markets, 1)],
+    )
+    words = [
+        (1, "created", 1, "{}"), (1, "settled", 3 * day + 9, "{}"), (1, "determined", 3 * day, "{}"), (4, "settled", 9, "{}"),
+        (2, "market", 1, '{"status": "active"}'), (2, "market", 4 * day, '{"title": "\\u0000", "status": "finalized"}'),
+        (3, "market", 2, '{"status":"active"}'), (5, "determined", 7, "{}"),
+    ]  # fmt: skip
+    await connection.executemany(
+        "INSERT INTO lifecycle (recv_us, market_id, event_type, clock_us, body) VALUES (0, $1, $2, $3, $4)", words
+    )
+    await connection.executemany("INSERT INTO gaps VALUES ($1, $2, $3, 1, 'orderbook_delta', 'disconnect')", [
+        (5, None, 1), (6, None, 2), (7, None, 3), (8, 9, 4)])  # fmt: skip
+    for market_id, hour_us in ((1, 2 * day), (1, 3 * day), (1, 3 * day + hour), (3, 3 * day), (4, 3 * day)):
+        await connection.execute(
+            f"INSERT INTO coverage VALUES ({hour_us}, {'0, ' * 6}{market_id}, {'0, ' * 7}1, '{{}}', '{{}}', '{{}}')"
+        )
+    await connection.execute(
+        f"INSERT INTO conditions SELECT n * {day}, 0, 0, 0, 0, 0, 0, 0, 0, 1, '' FROM generate_series(1, 5) n"
+    )
+
+    monkeypatch.setattr(migrate, "available", lambda: every)
+    await migrate.migrate(empty)
+    ends = dict(await connection.fetch("SELECT ticker, ended_us FROM markets"))
+    assert ends == {"gap": 3 * day, "rest": 4 * day, "open": None, "old": None, "fresh": 7}
+    due = await connection.fetch("SELECT market_id, hour_us FROM coverage_due ORDER BY hour_us")
+    assert [tuple(row) for row in due] == [(1, 3 * day), (1, 3 * day + hour)]
+    assert [row[0] // day for row in await connection.fetch("SELECT * FROM conditions_due ORDER BY 1")] == [3, 4, 5]
+    await connection.close()
+
+
 def as_before(event: BookEvent, market_id: int) -> tuple:
     """Return the row that release 0.1 wrote of an event."""
     head = (event.recv_us, event.checksum)

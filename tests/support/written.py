@@ -5,7 +5,7 @@ from typing import Any
 
 from kalshibook_core.postgres.partitions import DAY_US
 from kalshibook_core.wire import codec
-from kalshibook_core.wire.events import Audited, Event, Trade
+from kalshibook_core.wire.events import Audited, Event, Lifecycle, Trade
 from services.persister.batch import Batch
 from services.persister.coverage import Coverage
 from services.persister.store import Store
@@ -19,6 +19,11 @@ def trade(ticker: str, number: int, exchange_us: int, lag_us: int = 0) -> Trade:
 def audit(ticker: str, to_us: int, outcome: str = "match") -> Audited:
     """Return what comparing a market's book with the exchange's gave."""
     return Audited(ticker, outcome, to_us - 7_000_000, to_us, 1, 1, 1, to_us)
+
+
+def word(ticker: str, event_type: str, clock_us: int) -> Lifecycle:
+    """Return what the exchange says that happened to a market, by the clock that it was heard at."""
+    return Lifecycle(ticker, event_type, clock_us, clock_us, b"{}", 0)
 
 
 class Written:

@@ -9,6 +9,7 @@ import structlog
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
+from kalshibook_core.kalshi.markets import ENDED
 from kalshibook_core.kalshi.numbers import format_price, format_size
 from kalshibook_core.orderbook.checksum import to_hex, to_signed
 from kalshibook_core.postgres import levels
@@ -141,7 +142,7 @@ def routes(
         return state, 0, completeness.at_instant(state.effective_us, max(through, state.effective_us), gap)
 
     async def over(market_id: int) -> bool:
-        return await store.status(market_id) in completeness.OVER
+        return await store.status(market_id) in ENDED
 
     @router.get("/orderbook/{ticker}", response_model=models.Book | models.YesBook, name="orderbook")
     async def orderbook(

@@ -11,10 +11,11 @@ import orjson
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
+from kalshibook_core.kalshi.markets import ENDED
 from kalshibook_core.wire.columns import Longs
 from kalshibook_core.wire.events import BOOK, TRADES
 from services.gateway import completeness, instants, models, pages
-from services.gateway.completeness import OVER, Measure, Strict
+from services.gateway.completeness import Measure, Strict
 from services.gateway.errors import invalid
 from services.gateway.history import candles, intervals, sampling, tops
 from services.gateway.history.fold import CorruptHistory
@@ -47,7 +48,7 @@ def routes(store: Store, measure: Measure) -> APIRouter:
 
     async def beyond(market_id: int) -> str:
         """Return the state of what is later than what is recorded."""
-        return "ended" if await store.status(market_id) in OVER else "pending"
+        return "ended" if await store.status(market_id) in ENDED else "pending"
 
     @router.get("/orderbooks/{ticker}", response_model=models.Samples, name="orderbooks")
     async def orderbooks(

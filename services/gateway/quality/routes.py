@@ -41,7 +41,7 @@ def routes(store: Store, now_us: Callable[[], int]) -> APIRouter:
         found = []
         for channel in (BOOK, TRADES):
             through = await store.through(ticker, market_id, channel, from_us, to_us)
-            found.append((await store.record(market_id, channel, from_us, to_us, through))[0])
+            found.append(await store.record(market_id, channel, from_us, to_us, through))
         return found
 
     def span(from_: str | None, to: str | None, unit: str) -> tuple[int, int]:
@@ -60,7 +60,7 @@ def routes(store: Store, now_us: Callable[[], int]) -> APIRouter:
         """How good the record of a market is: covered time, gaps with their causes, audits and capture latency, by hour or day.
 
         Whole hours or days of UTC, the last 24 hours or 30 days without `from`. What is learnt later makes a further `revision`
-        of an hour. Free of charge.
+        of an hour. A gap in which the market ended counts up to its end. Free of charge.
         """
         market_id, _ = await known(ticker)
         from_us, to_us = span(from_, to, by)
@@ -117,7 +117,8 @@ def routes(store: Store, now_us: Callable[[], int]) -> APIRouter:
     ) -> Response:
         """Spans in all of which at least `min_markets` markets were in a gap of the same cause. Free of charge.
 
-        The last 7 days without `from`. `markets` counts those that were in such a gap at any instant of it.
+        The last 7 days without `from`. `markets` counts those that were in such a gap at any instant of it. A gap in which its
+        market ended counts up to its end.
         """
         to_us = instant("to", to, now_us())
         from_us = instant("from", from_, to_us - 7 * DAY_US)

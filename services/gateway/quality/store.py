@@ -5,12 +5,13 @@ from typing import Any, Final, NamedTuple
 
 import asyncpg
 
+from kalshibook_core.kalshi.markets import ENDED
 from kalshibook_core.postgres import coverage, runs
+from kalshibook_core.postgres.coverage import MEASURED_GAPS
 from kalshibook_core.postgres.partitions import DAY_US
 from kalshibook_core.wire.coverage import MATCH, MISMATCH, UNKNOWN, Latency
 from kalshibook_core.wire.events import BOOK, LAG_US
 from kalshibook_core.wire.quality import TRADES_AFTER_US, Quality, Record, Span, of_span
-from services.gateway.completeness import OVER
 from services.gateway.errors import ApiError
 
 TIMEOUT: Final = 10.0
@@ -19,11 +20,13 @@ MOST: Final = 10_000
 
 _MARKET: Final = "SELECT open_us, recorded_us, status FROM markets WHERE id = $1"
 
-_GAPS: Final = f"""
-SELECT start_us, end_us, cause FROM gaps
+_GAPS: Final = """
+SELECT start_us, end_us, cause FROM {gaps}
 WHERE market_id = $1 AND channel = $2 AND filled_us IS NULL AND start_us < $4
   AND (end_us IS NULL OR greatest(end_us, start_us + 1) > $3)
-ORDER BY start_us, opened_version LIMIT {MOST + 1}"""
+ORDER BY start_us, opened_version LIMIT {most}"""
+_GAPS_AS_TOLD: Final = _GAPS.format(gaps="gaps", most=MOST + 1)
+_GAPS_AS_MEASURED: Final = _GAPS.format(gaps=MEASURED_GAPS, most=MOST + 1)
 
 _ROW: Final = ", ".join(runs.COLUMNS)
 # Of what was dropped from the tables (cold_spans), since the archive has it, the first and last events are told.
@@ -51,8 +54,8 @@ _CONDITIONS: Final = """
 SELECT DISTINCT ON (day_us) * FROM conditions WHERE day_us >= $1 AND day_us < $2 ORDER BY day_us, revision DESC"""
 _CLOSED: Final = "SELECT coalesce(max(hour_us), -1) FROM coverage_closed"
 _DAYS_DUE: Final = "SELECT day_us FROM conditions_due"
-_ALL_GAPS: Final = """
-SELECT market_id, start_us, end_us, cause FROM gaps
+_ALL_GAPS: Final = f"""
+SELECT market_id, start_us, end_us, cause FROM {MEASURED_GAPS}
 WHERE channel = $1 AND filled_us IS NULL AND start_us < $3 AND (end_us IS NULL OR greatest(end_us, start_us + 1) > $2)
 ORDER BY start_us LIMIT $4"""
 
@@ -87,12 +90,16 @@ class Store:
 
     async def quality(self, market_id: int, channel: str, from_us: int | None, to_us: int | None, through_us: int) -> Quality:
         """Return the quality of a market's record; see `completeness.Measure`."""
-        return of_span(*await self.record(market_id, channel, from_us, to_us, through_us))
+        return of_span(*await self._record(market_id, channel, from_us, to_us, through_us, _GAPS_AS_TOLD))
 
-    async def record(
-        self, market_id: int, channel: str, from_us: int | None, to_us: int | None, through_us: int
+    async def record(self, market_id: int, channel: str, from_us: int, to_us: int, through_us: int) -> Record:
+        """Return what there is of a market in a span, to be measured: its gaps end with the market (docs/quality.md)."""
+        return (await self._record(market_id, channel, from_us, to_us, through_us, _GAPS_AS_MEASURED))[0]
+
+    async def _record(
+        self, market_id: int, channel: str, from_us: int | None, to_us: int | None, through_us: int, gaps: str
     ) -> tuple[Record, int, int]:
-        """Return what there is of a market in a span, and the span with its ends filled in."""
+        """Return what there is of a market in a span, and the span with its ends filled in; `gaps` is the query of them."""
         market = await self._pool.fetchrow(_MARKET, market_id, timeout=TIMEOUT)
         opens_us, first_us, status = (None, None, None) if market is None else market
         if first_us is not None and channel != BOOK:
@@ -101,10 +108,10 @@ class Store:
             from_us = min((us for us in (opens_us, first_us) if us is not None), default=through_us)
         if to_us is None:
             to_us = max(from_us, through_us + 1)
-        rows = [Span(*row) for row in await self._pool.fetch(_GAPS, market_id, channel, from_us, to_us, timeout=TIMEOUT)]
+        rows = [Span(*row) for row in await self._pool.fetch(gaps, market_id, channel, from_us, to_us, timeout=TIMEOUT)]
         if len(rows) > MOST:
             rows[-1] = rows[-1]._replace(end_us=None)
-        return Record(rows, through_us, first_us, opens_us, status in OVER), from_us, to_us
+        return Record(rows, through_us, first_us, opens_us, status in ENDED), from_us, to_us
 
     async def _stored(self, market_id: int, channel: str, from_us: int, to_us: int | None) -> int:
         """Return the instant up to which what is stored of a market shows by itself that nothing before is still to come."""
@@ -127,7 +134,7 @@ class Store:
     async def market(self, ticker: str) -> tuple[int, int | None] | None:
         """Return a market's id and, if it is over, when it was last heard of; None if it was never recorded."""
         row = await self._pool.fetchrow(_KNOWN, ticker, timeout=TIMEOUT)
-        return None if row is None else (row["id"], row["updated_us"] if row["status"] in OVER else None)
+        return None if row is None else (row["id"], row["updated_us"] if row["status"] in ENDED else None)
 
     async def hours(self, market_id: int, from_us: int, to_us: int) -> list[Counts]:
         """Return what was counted of the market's hours in [from_us, to_us) of which anything is stored, in no order.
@@ -160,7 +167,7 @@ class Store:
         return rows, closed, {row[0] for row in await self._pool.fetch(_DAYS_DUE, timeout=TIMEOUT)}
 
     async def gaps(self, channel: str, from_us: int, to_us: int, most: int) -> list[tuple[int, Span]]:
-        """Return (market id, gap) of all gaps of a channel that touch [from_us, to_us), at most so many, by start."""
+        """Return (market id, gap as measured) of all of a channel that touch [from_us, to_us), at most so many, by start."""
         rows = await self._pool.fetch(_ALL_GAPS, channel, from_us, to_us, most, timeout=TIMEOUT)
         return [(row[0], Span(row[1], row[2], row[3])) for row in rows]
 

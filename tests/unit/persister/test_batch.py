@@ -7,7 +7,7 @@ import pytest
 from kalshibook_core.postgres import levels, runs
 from kalshibook_core.runtime.settings import ConfigurationError
 from kalshibook_core.wire import codec
-from kalshibook_core.wire.events import BOOK, TRADES, BookDelta, BookSnapshot, Gap
+from kalshibook_core.wire.events import BOOK, TRADES, BookDelta, BookSnapshot, Gap, Lifecycle
 from services.deduplicator.partition import Partition
 from services.persister import settings
 from services.persister.batch import Batch, GapRow
@@ -66,6 +66,18 @@ def test_gaps_made_by_what_no_connection_sent_have_their_rows():
     assert {(gap.channel, gap.cause) for gap in batch.gap_rows.values()} == {(BOOK, "disconnect"), (TRADES, "disconnect")}
     assert [gap.end_us for gap in batch.gap_rows.values() if gap.channel == TRADES] == [T0 + 50_000_000]
     assert not batch.filled
+
+
+def test_a_market_ends_when_the_first_word_of_it_was_heard_in_whatever_order_they_come():
+    def told(ticker: str, event_type: str, clock_us: int, body: bytes = b"{}") -> Lifecycle:
+        return Lifecycle(ticker, event_type, AT, clock_us, body, 0)
+
+    words = [
+        told("M", "settled", AT + 9), told("M", "determined", AT + 5), told("M", "amended", AT + 7), told("M", "created", AT - 9),
+        told("N", "market", AT + 3, b'{"status":"finalized"}'), told("N", "market", AT + 1, b'{"status":"closed"}'),
+        told("O", "deactivated", AT), told("E", "event", AT, b'{"status":"settled"}'),
+    ]  # fmt: skip
+    assert batch_of(*words).ends == batch_of(*reversed(words)).ends == {"M": AT + 5, "N": AT + 3}
 
 
 def test_what_is_no_event_is_counted_and_its_offset_passed():
