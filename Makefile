@@ -19,6 +19,7 @@ help: ## Show this list
 
 ##@ Run
 setup: $(STAMP) ## Install everything needed into .venv, Kafka's jars, and MinIO for the tests where Go is; nothing is started
+	@[ -n "$$KB_KAFKA_BROKERS" ] || $(BIN)/python -m kalshibook_tools.stack classes
 	@$(BIN)/python -m tests.support.s3
 
 up: $(STAMP) ## Run everything here until Ctrl-C; ARGS="…" goes to `kb up`

@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from kalshibook_tools.stack import External, StackError, local_stack
+from kalshibook_tools.stack.classes import keep
 
 _HOME = click.option(
     "--home",
@@ -54,6 +55,15 @@ def exec_(home: Path, command: tuple[str, ...]) -> None:
     Example:  python -m kalshibook_tools.stack exec --home /tmp/stack -- pytest tests/integration
     """
     sys.exit(_run(partial(_around, home, command)))
+
+
+@main.command()
+def classes() -> None:
+    """Read Kafka's classes into a file of the download cache, once: every later start of the broker takes half the CPU."""
+    try:
+        asyncio.run(keep(_tell))
+    except (StackError, OSError) as error:
+        _tell(f"the broker starts as slowly as before: {error}")
 
 
 class _Signals:

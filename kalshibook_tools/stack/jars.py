@@ -41,7 +41,7 @@ def fetch_kafka(progress: Progress) -> Path:
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(folder.with_name(f"{folder.name}.lock")):
+        with locked(folder.with_name(f"{folder.name}.lock")):
             if broker.is_file():
                 return folder
             progress(f"downloading Apache Kafka {KAFKA_VERSION} into {folder}")
@@ -140,7 +140,8 @@ def _from_archive(temporary: Path, jars: Path) -> None:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock file of the cache for as long as the block lasts; whoever comes meanwhile waits."""
     with path.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import asyncpg
 
-from kalshibook_tools.stack import jars, kafka, postgres, probe, redis
+from kalshibook_tools.stack import classes, jars, kafka, postgres, probe, redis
 from kalshibook_tools.stack.process import Process, ProcessExited, Program, Progress, StackError
 
 _PARTS = ("kafka", "postgres", "redis")  # first what the others' data comes from; stopped the other way round
@@ -108,11 +108,12 @@ class _Start:
 
     async def _kafka(self, heap: str) -> str:
         java, libraries = await jars.fetch(self.progress)
-        await kafka.prepare(self.home, java, libraries, self.progress)
+        shared = await asyncio.to_thread(classes.kept, java, libraries)
+        await kafka.prepare(self.home, java, libraries, self.progress, classes=shared)
 
         def program() -> tuple[Program, Callable[[], Awaitable[bool]]]:
             port, controller = self.ports.choose("kafka"), self.ports.choose("kafka_controller")
-            broker = kafka.program(self.home, java, libraries, port, controller, heap=heap)
+            broker = kafka.program(self.home, java, libraries, port, controller, heap=heap, classes=shared)
             return broker, partial(probe.kafka_answers, port)
 
         await self._up("kafka", program)

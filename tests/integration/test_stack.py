@@ -23,7 +23,7 @@ import redis.asyncio
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
-from kalshibook_tools.stack import Addresses, External, Stack, StackError, jars, local_stack, probe
+from kalshibook_tools.stack import Addresses, External, Stack, StackError, classes, jars, local_stack, probe
 
 pytestmark = pytest.mark.stack
 
@@ -128,6 +128,8 @@ async def test_everything_written_is_there_after_a_restart_on_other_ports(tmp_pa
         first = stack.addresses
         started = pids(stack)
         assert len(started) == 3
+        if shared := classes.kept(*await jars.fetch(pytest.fail)):  # what `make setup` made is what it starts with
+            assert str(shared) in Path(f"/proc/{stack.processes['kafka'].pid}/maps").read_text()
         await write(first)
         assert await read(first) == WRITTEN
         with pytest.raises(StackError, match=rf"a stack already runs in .* \(pid {os.getpid()}\)"):
