@@ -98,13 +98,16 @@ def _text(state: dict[str, Any]) -> str:
     from kalshibook_tools.supervisor import faults
     from kalshibook_tools.supervisor.screen import table
 
-    rows = []
+    rows, told = [], []
     for name, service in state["services"].items():
-        counted = {key.removesuffix("_total"): value for key, value in service["counters"].items() if isinstance(value, int)}
-        counters = "  ".join(f"{key} {value:,}" for key, value in counted.items() if value and not key.endswith("_us"))
+        said = {key.removesuffix("_total"): value for key, value in service["counters"].items() if not key.endswith("_us")}
+        figures = {key: f"{value:,}" for key, value in said.items() if isinstance(value, int | float) and value}
+        words = {key: value for key, value in said.items() if isinstance(value, str) and value}
+        counters = "  ".join(f"{key} {value}" for key, value in (figures | words).items() if " " not in value)
         restarts = f"{service['restarts']} restarts  " if service["restarts"] else ""
         rows.append((name, f"{service['state']}{f' (pid {pid})' if (pid := service['pid']) else ''}", restarts + counters))
-    lines = [f"{state['state']}  {state['gateway']['url'] or ''}".rstrip(), table(rows)]
+        told += [f"  {name}: {key}: {value}" for key, value in words.items() if " " in value and service["pid"]]
+    lines = [f"{state['state']}  {state['gateway']['url'] or ''}".rstrip(), table(rows), *told]
     if played := state["recording"]:
         lines.append(
             f"recording: {played['frames']:,} frames, {played['events']:,} events, {'done' if played['done'] else 'playing'}"

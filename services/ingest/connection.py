@@ -9,6 +9,7 @@ import logging
 import random
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
+from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -18,6 +19,7 @@ from websockets.datastructures import Headers
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
 
 from kalshibook_core.kalshi import hours
+from kalshibook_core.kalshi.markets import DATE_RESOLUTION_US
 from kalshibook_core.kalshi.messages import Lifecycle
 from kalshibook_core.kalshi.session import Session
 from kalshibook_core.runtime import clock, logs
@@ -31,6 +33,9 @@ from services.ingest.websocket import Socket
 
 LARGEST_FRAME: Final = 4 * 1024 * 1024
 TICK_SECONDS: Final = 0.5
+CLOCK_WINDOW_US: Final = 5_000_000
+"""How far our clock may be from the exchange's: what was signed before is refused (seen on the wire)."""
+
 _RESTS: Final = (Cause.DISCONNECT, Cause.SILENT_SOCKET)
 
 _log = structlog.get_logger()
@@ -182,6 +187,8 @@ class Connection:
         }
         skew_us = date_skew_us(date, clock.now_us())
         do = next((hint for word, hint in hints.items() if word in said), "")
+        if not do and status == HTTPStatus.UNAUTHORIZED and skew_us is not None and abs(skew_us) > CLOCK_WINDOW_US:
+            do = "set this machine's clock"
         self.trouble = f"the handshake is refused: HTTP {status} {said}" + (f": {do}" if do else "")
         self._tell(
             "handshake_refused",
@@ -202,6 +209,10 @@ class Connection:
         self._began = clock.monotonic()
         self._ended = asyncio.get_running_loop().create_future()
         _log.info("connected", connection=self.number, generation=self._generation, skew_seconds=round((skew_us or 0) / 1e6, 1))
+        if abs(skew_us or 0) > CLOCK_WINDOW_US + DATE_RESOLUTION_US:
+            self._tell(
+                "clock_is_wrong", exchange_clock_ahead_seconds=round((skew_us or 0) / 1e6, 1), do="set this machine's clock"
+            )
         if self._on_lifecycle is not None:
             session.subscribe_lifecycle(now_us)
         session.subscribe(self.markets, now_us)

@@ -3,7 +3,8 @@
 Almost all that comes is one unfragmented, uncompressed message a frame. Those are cut out of what was received by their headers
 alone, all that came at once together, within the event loop's own call: by the library's queue a message costs eight times as
 much (benchmarks/gatherer.py). Every other byte goes to the library, which stays the judge of the handshake, of pings, fragments
-and closing, and of what a frame may be. Memory is bounded: a message by `max_size`, and what waits to be taken by AHEAD_BYTES.
+and closing, and of what a frame may be. Memory is bounded: a message by `max_size`, what waits to be taken by AHEAD_BYTES, what
+waits to be sent by UNREAD_BYTES.
 """
 
 import functools
@@ -25,6 +26,8 @@ _TURN_BYTES: Final = 128 * 1024
 """After as much at once the event loop's other work comes first: the socket may have more for a long time."""
 
 AHEAD_BYTES: Final = 64 * 1024 * 1024
+UNREAD_BYTES: Final = 4 * 1024 * 1024
+"""Who leaves so much of what is said to him unread is cut off: commands wait for room, but pings are answered as they come."""
 
 
 class Splitter:
@@ -136,6 +139,8 @@ class Socket(ClientConnection):
         if not isinstance(event, Frame) or event.opcode not in _DATA:
             self.heard_at = clock.monotonic()
             super().process_event(event)
+            if self.transport.get_write_buffer_size() > UNREAD_BYTES:  # each ping is answered, whether or not that is read
+                self.transport.abort()
             return
         self._fragments.append(bytes(event.data))
         self._splitter.within = not event.fin

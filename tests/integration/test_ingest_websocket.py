@@ -7,7 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -30,8 +30,8 @@ LOOPS = [asyncio.run, uvloop.run]
 
 
 @contextmanager
-def exchange(after: bytes) -> Iterator[str]:
-    """A server that shakes hands, says `after` in the same breath and hangs up."""
+def exchange(after: bytes, again: bool = False) -> Iterator[str]:
+    """A server that shakes hands, says `after` in the same breath, for ever if `again`, and hangs up."""
 
     def talk() -> None:
         peer, _ = listening.accept()
@@ -41,7 +41,11 @@ def exchange(after: bytes) -> Iterator[str]:
         (key,) = [line[19:].decode() for line in request.split(b"\r\n") if line.lower().startswith(b"sec-websocket-key: ")]
         head = ["HTTP/1.1 101 Switching Protocols", "Upgrade: websocket", "Connection: Upgrade"]
         head += [f"Sec-WebSocket-Accept: {accept_key(key)}", "", ""]
-        peer.sendall("\r\n".join(head).encode() + after)
+        peer.settimeout(60)
+        with suppress(OSError):
+            peer.sendall("\r\n".join(head).encode() + after)
+            while again:
+                peer.sendall(after)
         peer.close()
 
     with socket.create_server(("127.0.0.1", 0)) as listening:
@@ -105,6 +109,20 @@ def test_other_work_is_done_in_the_midst_of_a_burst(run: Callable[[Coroutine[Any
     assert turns > 20  # of the 40 that 10 MB take, a quarter of a megabyte each
 
 
+def test_who_pings_without_end_and_reads_no_answer_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(websocket, "UNREAD_BYTES", CHUNK)
+    pings = Frame(Opcode.PING, b"x" * 125).serialize(mask=False) * 1000
+
+    async def listen(url: str) -> None:
+        reader = await connect(url, create_connection=Socket, compression=None, ping_interval=None, proxy=None)
+        assert isinstance(reader, Socket)
+        reader.hand_to(lambda messages, _: None)
+        await reader.wait_closed()
+
+    with exchange(pings, again=True) as url:
+        asyncio.run(asyncio.wait_for(listen(url), 60))
+
+
 async def test_an_odd_answer_to_the_handshake_is_told_and_leads_nowhere_else() -> None:
     """Also a redirection to where the signature does not belong, or to what is no address of a websocket."""
     came: list[str] = []
@@ -134,10 +152,11 @@ async def test_an_odd_answer_to_the_handshake_is_told_and_leads_nowhere_else() -
             b"302 Found\r\nLocation: https://127.0.0.1:%d/\r\n" % there: "HTTP 302",
             b"301 Moved\r\nLocation: ws://[::1/\r\n": "HTTP 301",
             b"503 Away\r\nDate: Mon, 01 Jan 2024 00:00:00 GMT\r\nDate: yesterday\r\n": "HTTP 503",
+            b"401 No\r\nDate: Mon, 01 Jan 2024 00:00:00 GMT\r\n": "HTTP 401 : set this machine's clock",
             b"200 OK\r\n": "HTTP 200",
             b"2 OK\r\n": "InvalidMessage",
         }.items():
             answer = said
             assert await connection._open() is None
             assert why in connection.trouble
-    assert not came and counts["handshakes_failed"] == 6
+    assert not came and counts["handshakes_failed"] == 7

@@ -1,11 +1,13 @@
 """`kb` teaches, and refuses what makes no sense with exit code 2 and one line that names it."""
 
+import os
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
 from kalshibook_tools.cli.command import kb
+from kalshibook_tools.supervisor.home import Home
 
 
 def ask(*words: str, env: dict[str, str] | None = None) -> Result:
@@ -54,6 +56,19 @@ def test_status_and_down_of_nothing(tmp_path: Path) -> None:
     assert "stopped" in ask("status", "--home", str(tmp_path)).output
     assert '"state": "stopped"' in ask("status", "--json", "--home", str(tmp_path)).output
     assert "nothing runs" in ask("down", "--home", str(tmp_path)).output
+
+
+def test_status_shows_what_is_wrong_as_it_is_told(tmp_path: Path) -> None:
+    trouble = "the handshake is refused: HTTP 401 header_timestamp_expired: set this machine's clock"
+    counters = {"frames_total": 1200, "clock_skew_seconds": -3600.5, "broker": "direct", "left_out": "", "trouble": trouble}
+    ingest = {"pid": os.getpid(), "restarts": 0, "state": "running", "counters": counters}
+    state = {"state": "running", "pid": os.getpid(), "gateway": {"url": None}, "services": {"ingest": ingest}, "recording": None}
+    here = Home(tmp_path)
+    with here.alone():
+        here.write(here.state_file, state | {"faults": None, "gaps": [], "trade_gaps": []})
+        lines = ask("status", "--home", str(tmp_path)).output.splitlines()
+    assert "frames 1,200  clock_skew_seconds -3,600.5  broker direct" in lines[1]
+    assert lines[2] == f"  ingest: trouble: {trouble}"
 
 
 def test_reset_removes_only_what_kb_made(tmp_path: Path) -> None:
