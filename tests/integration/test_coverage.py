@@ -46,6 +46,12 @@ def instant(event: Any) -> int:
     )
 
 
+async def covered_in(connection: "asyncpg.Connection[Any]", ticker: str, hour_us: int) -> list[int]:
+    """Return the covered microseconds of a market's hour, by revision."""
+    query = "SELECT covered_us FROM coverage JOIN markets m ON m.id = market_id WHERE ticker = $1 AND hour_us = $2"
+    return [row[0] for row in await connection.fetch(f"{query} ORDER BY revision", ticker, hour_us)]
+
+
 def day_of_events(seed: int) -> tuple[list[Event], Event]:
     """Return what happened in a few markets over a day, in its order, and an event a day later."""
     chance = random.Random(seed)
@@ -261,10 +267,6 @@ async def test_a_gap_that_nothing_ended_is_measured_up_to_its_markets_end_whenev
     gone, calm, late = Market("KXGONE", AT), Market("KXCALM", AT), Market("KXLATE", AT + 4 * DAY)
     told, end_us = Market("KXTOLD", AT), AT + 2 * DAY + HOUR_US
 
-    async def covered_in(ticker: str, hour_us: int) -> list[int]:
-        query = "SELECT covered_us FROM coverage JOIN markets m ON m.id = market_id WHERE ticker = $1 AND hour_us = $2"
-        return [row[0] for row in await connection.fetch(f"{query} ORDER BY revision", ticker, hour_us)]
-
     async with await pool.connect_pool(database, size=3) as connections:
         written = Written(connections, connection, NOW)
         # A market is in a gap since day 1. On days 2 and 3 a trade of it comes, so these hours are measured.
@@ -284,24 +286,49 @@ async def test_a_gap_that_nothing_ended_is_measured_up_to_its_markets_end_whenev
         await written.measure(AT + 4 * DAY + SETTLE_US)
         said = [*said[:3], (2, 2, "degraded"), said[3], (3, 2, "available")]
         assert await written.conditions(AT) == said
-        assert await covered_in("KXGONE", end_us - HOUR_US) == [0, 5]
-        assert await covered_in("KXGONE", AT + 3 * DAY) == [0, HOUR_US]
+        assert await covered_in(connection, "KXGONE", end_us - HOUR_US) == [0, 5]
+        assert await covered_in(connection, "KXGONE", AT + 3 * DAY) == [0, HOUR_US]
         assert await connection.fetchval("SELECT count(*) FROM gaps WHERE end_us IS NULL") == 1
-        # One that is told to begin after the end is of a microsecond.
+        # One that is told to begin after the end is of a microsecond. What is heard later of an end changes nothing.
         await written.write(late.event(1, 0), word("KXLATE", "determined", AT + 4 * DAY + HOUR_US))
+        await written.write(*(word(ticker, "settled", AT + 7 * DAY) for ticker in ("KXGONE", "KXLATE", "KXTOLD")))
         await written.write(late.event(39, 2 * HOUR_US), trade("KXLATE", 3, AT + 5 * DAY), calm.event(2, DAY), calm.event(2, DAY))
         await written.measure(AT + 6 * DAY + SETTLE_US)
         said += [(4, 1, "degraded"), (5, 1, "available")]
         assert await written.conditions(AT) == said
-        assert await covered_in("KXLATE", AT + 4 * DAY + 2 * HOUR_US) == [HOUR_US - 1]
+        assert await covered_in(connection, "KXLATE", AT + 4 * DAY + 2 * HOUR_US) == [HOUR_US - 1]
         # A book that comes after the end ends it as it ends any, and then all of it counts.
         await written.write(late.event(1, DAY))
         await written.measure(AT + 6 * DAY + SETTLE_US)
         assert await written.conditions(AT) == [*said[:-1], (4, 2, "degraded"), said[-1], (5, 2, "degraded")]
-        assert await covered_in("KXLATE", AT + 5 * DAY) == [HOUR_US, 0]
+        assert await covered_in(connection, "KXLATE", AT + 5 * DAY) == [HOUR_US, 0]
         # One that is told when the end is known already is measured from its beginning up to there.
         await written.write(told.event(39, DAY))
         await written.measure(AT + 6 * DAY + SETTLE_US)
-        assert await covered_in("KXTOLD", AT + 2 * DAY) == [HOUR_US, 0]
+        assert await covered_in(connection, "KXTOLD", AT + 2 * DAY) == [HOUR_US, 0]
         newest = {day: what for day, _, what in await written.conditions(AT)}
         assert newest == {0: "available", **dict.fromkeys(range(1, 6), "degraded")}
+
+
+async def test_who_writes_a_gap_late_waits_for_who_writes_its_markets_end(
+    database: str, connection: "asyncpg.Connection[Any]"
+) -> None:
+    market, calm = Market("KXRACE", AT), Market("KXCALM", AT)
+    async with await pool.connect_pool(database, size=3) as connections:
+        written = Written(connections, connection, NOW)
+        await written.write(market.event(1, 1), trade("KXRACE", 1, AT + HOUR_US), calm.event(1, 1), calm.event(2, DAY))
+        await written.measure(AT + DAY + SETTLE_US)
+        writing = connection.transaction()
+        await writing.start()  # another persister, which has the market's lifecycle and sees no gap of it
+        await connection.execute("UPDATE markets SET ended_us = $1 WHERE ticker = 'KXRACE'", AT + 2 * HOUR_US)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(written.write(market.event(39, 1)))
+
+            async def waits() -> bool:
+                query = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+                return bool(await connection.fetchval(f"SELECT EXISTS ({query})"))
+
+            await until(waits)
+            await writing.commit()
+        await written.measure(AT + DAY + SETTLE_US)
+        assert await covered_in(connection, "KXRACE", AT + HOUR_US) == [HOUR_US, 0]

@@ -164,6 +164,9 @@ async def test_hours_days_conditions_and_incidents(served: tuple[httpx.AsyncClie
         span = {"from": end_us, "to": MIDNIGHT + 3 * DAY}
         first, second, *_ = (await told("quality/KXHURT0", models.MarketQuality, **span))["data"]
         assert (first["quality"]["gap"]["end"], second["quality"]["state"]) == (instants.text(end_us), "ended")
+        await connection.execute("UPDATE markets SET ended_us = 1 WHERE ticker = 'KXHURT1'")  # it never ends before it begins
+        (late,) = (await told("quality/KXHURT1", models.MarketQuality, **span))["data"][0]["quality"]["gaps"]
+        assert late["start"] == late["end"] == instants.text(lost[1].effective_us)
         page = (await client.get("/v1/deltas/KXHURT0", params=span)).json()["quality"]
         assert (page["state"], page["gap"]["end"]) == ("gap", None)
         assert (await client.get("/v1/gaps", params={"ticker": "KXHURT0"})).json()["data"][-1]["end"] is None
