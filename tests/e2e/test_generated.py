@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from tests.e2e.running import START_WITHIN, Up, alive, kb
@@ -196,29 +197,9 @@ async def versions_of(up: Up) -> dict[str, int]:
     return {ticker: book.json()["version"] for ticker, book in books.items() if book.status_code == 200}
 
 
-async def test_a_killed_kb_is_told_and_cleaned_up_after(tmp_path: Path) -> None:
+async def test_detached_and_killed_what_it_left_is_told_and_cleaned_up_after(tmp_path: Path) -> None:
     home = tmp_path / "home"
-    async with Up(home, *GENERATED) as up:
-        await up.says("?at=")
-        left = up.pids()
-        assert up.process is not None
-        up.process.kill()
-        up.process.wait()
-        status = json.loads(kb(home, "status", "--json").stdout)
-        assert (status["state"], status["gateway"]["url"]) == ("stopped", None)
-        assert {name for name, service in status["services"].items() if service["state"] == "leftover"} == left.keys()
-        assert kb(home, "reset", "--yes").returncode == 1
-        versions = 0
-        up.start()
-        await up.says("?at=")
-        assert alive(left) == {}
-        await equal_to_the_truth(up)
-        versions = sum((await versions_of(up)).values())
-        assert versions > 0
-
-
-async def test_detached(tmp_path: Path) -> None:
-    home = tmp_path / "home"
+    asked = Up(home)
     try:
         up = kb(home, "up", "--detach", *GENERATED)
         assert up.returncode == 0, up.stdout + up.stderr
@@ -229,11 +210,34 @@ async def test_detached(tmp_path: Path) -> None:
         assert made.stdout.startswith("kb_live_")
         assert "alice" in kb(home, "keys", "list").stdout
         assert "applied 0 migrations" in kb(home, "migrate").stdout
-        pids = {name: service["pid"] for name, service in status["services"].items()}
+
+        left = asked.pids()
+        killed = psutil.Process(asked.state()["pid"])
+        killed.kill()
+        await until(lambda: gone(killed))
+        assert alive(left) == left
+        status = json.loads(kb(home, "status", "--json").stdout)
+        assert (status["state"], status["gateway"]["url"]) == ("stopped", None)
+        assert {name for name, service in status["services"].items() if service["state"] == "leftover"} == left.keys()
+        assert kb(home, "reset", "--yes").returncode == 1
+
+        again = kb(home, "up", "--detach", *GENERATED)
+        assert again.returncode == 0, again.stdout + again.stderr
+        assert alive(left) == {}
+        await equal_to_the_truth(asked)
+        assert sum((await versions_of(asked)).values()) > 0
+        pids = asked.pids()
+        assert alive(pids) == pids
     finally:
+        await asked.client.aclose()
         down = kb(home, "down")
     assert (down.returncode, down.stdout) == (0, "stopped\n")
     assert alive(pids) == {}
+
+
+async def gone(process: psutil.Process) -> bool:
+    """Return whether a process has ended."""
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
 
 async def test_bad_input_is_kept_counted_and_told_and_ends_nothing(tmp_path: Path) -> None:

@@ -104,28 +104,29 @@ async def test_an_ended_market_is_not_pending(served: tuple[httpx.AsyncClient, A
     assert (body["quality"]["state"], body["proof"]["recorded_through"]) == ("ended", instants.text(events[-1].effective_us - 1))
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
+async def test_damaged_history_is_never_served_as_good(served: tuple[httpx.AsyncClient, Any]) -> None:
+    client, connection = served
+    damages = [
         "UPDATE book_events SET packed = set_byte(packed, 20, get_byte(packed, 20) # 4) WHERE version = 93",
         "UPDATE book_events SET packed = substring(packed FOR 30) WHERE version = 93",
         "UPDATE book_events SET events = events - 1 WHERE version = 93",
         "DELETE FROM book_events WHERE version = 70",
         "UPDATE book_events SET packed = '\\x00' WHERE kind = 1",
-        "UPDATE checkpoints SET checksum = checksum + 1",
-    ],
-)
-async def test_damaged_history_is_never_served_as_good(served: tuple[httpx.AsyncClient, Any], damage: str) -> None:
-    client, connection = served
-    market = Market("KXA", MIDNIGHT)
-    events = [market.event(11, 1), *(market.event(1 + i % 10, 1) for i in range(99))]  # no snapshot but the first, no gap
-    await gateway.write(connection, await gateway.add_market(connection, "KXA"), events, 1000 if "kind" in damage else 90)
-    await connection.execute(damage)
-    answer = await client.get("/v1/orderbook/KXA", params={"at": events[-1].effective_us})
-    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "corrupt_history")
-    if "packed" in damage:
-        answer = await client.get("/v1/deltas/KXA", params={"limit": 200})
-        assert (answer.status_code, answer.json()["error"]["code"]) == (500, "corrupt_history")
+        "UPDATE checkpoints SET checksum = checksum + 1 WHERE true",
+    ]
+    for number, damage in enumerate(damages):
+        ticker = f"KXA{number}"
+        market = Market(ticker, MIDNIGHT)
+        events = [market.event(11, 1), *(market.event(1 + i % 10, 1) for i in range(99))]  # no snapshot but the first, no gap
+        market_id = await gateway.add_market(connection, ticker)
+        await gateway.write(connection, market_id, events, 1000 if "kind" in damage else 90)
+        assert (await client.get(f"/v1/orderbook/{ticker}", params={"at": events[-1].effective_us})).status_code == 200, damage
+        await connection.execute(f"{damage} AND market_id = {market_id}")
+        answer = await client.get(f"/v1/orderbook/{ticker}", params={"at": events[-1].effective_us})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (500, "corrupt_history"), damage
+        if "packed" in damage:
+            answer = await client.get(f"/v1/deltas/{ticker}", params={"limit": 200})
+            assert (answer.status_code, answer.json()["error"]["code"]) == (500, "corrupt_history"), damage
 
 
 async def put_checkpoint(connection: Any, market_id: int, events: list[BookEvent], book: Book | None = None) -> None:
