@@ -4,6 +4,7 @@ import asyncio
 import os
 import resource
 import signal
+import uuid
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any
 import httpx
 import orjson
 import pytest
+import pytest_asyncio
 
 from kalshibook_core.kafka import admin, topics
 from kalshibook_core.kafka.cluster import Cluster
@@ -22,21 +24,21 @@ from kalshibook_core.kalshi import messages
 from kalshibook_core.wire import codec
 from kalshibook_core.wire.events import RawFrame
 from kalshibook_tools import simulator
-from kalshibook_tools.stack import External, Process, local_stack
+from kalshibook_tools.stack import External, Process, Stack, local_stack
 from kalshibook_tools.stack.probe import kafka_answers
 from tests.integration.test_ingest_capture import ALWAYS
 from tests.integration.test_ingest_process import environment, process
 from tests.support.parts import Parts
 from tests.support.service import own_port
 
-pytestmark = pytest.mark.stack
+pytestmark = [pytest.mark.stack, pytest.mark.asyncio(loop_scope="module")]
 
 BOOK, TRADE = "orderbook_delta", "trade"
 
 
 @dataclass
 class Scene:
-    """A broker of this test's own, the simulator, and what a gatherer is told."""
+    """The broker, with topics of this test's own, the simulator, and what a gatherer is told."""
 
     broker: Process
     cluster: Cluster
@@ -83,19 +85,28 @@ class Scene:
         return out
 
 
-@asynccontextmanager
-async def scene(parts: Parts, folder: Path, **env: str) -> AsyncIterator[Scene]:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def own(parts: Parts, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stack]:
+    """A broker that these tests may stop and kill."""
     others = External(None, parts.postgres, parts.redis)
-    async with (
-        local_stack(folder / "stack", external=others, kafka_heap="384m") as stack,
-        simulator.serve(simulator.Config(folder, markets=6, rate=600.0, seed=5, window=ALWAYS)) as exchange,
-    ):
-        cluster = Cluster(stack.addresses.kafka)
-        await admin.ensure_topics(cluster)
+    async with local_stack(tmp_path_factory.mktemp("stack"), external=others, kafka_heap="384m") as stack:
+        yield stack
+
+
+@asynccontextmanager
+async def scene(own: Stack, folder: Path, **env: str) -> AsyncIterator[Scene]:
+    async with simulator.serve(simulator.Config(folder, markets=6, rate=600.0, seed=5, window=ALWAYS)) as exchange:
+        cluster = Cluster(own.addresses.kafka, f"t{uuid.uuid4().hex[:8]}.")
         told = environment(cluster, exchange) | {
             "KB_SPOOL": str(folder / "spool"), "KB_HEALTH_PORT": str(own_port()), "KB_SUBSCRIPTIONS_PER_CONNECTION": "3", **env,
         }  # fmt: skip
-        yield Scene(stack.processes["kafka"], cluster, exchange, told)
+        now = Scene(own.processes["kafka"], cluster, exchange, told)
+        if now.broker.pid is None:  # a test that failed left it so
+            await now.back()
+        assert now.broker.pid is not None
+        os.kill(now.broker.pid, signal.SIGCONT)
+        await admin.ensure_topics(cluster)
+        yield now
 
 
 def assert_whole(records: list[RawFrame], killed: Collection[int] = ()) -> None:
@@ -147,9 +158,9 @@ def frames_of(records: list[RawFrame], generation: int) -> list[RawFrame]:
 
 
 @pytest.mark.parametrize("away", ["stands still", "is killed"])
-async def test_no_frame_is_lost_or_repeated_over_an_outage_and_a_kill(parts: Parts, tmp_path: Path, away: str) -> None:
+async def test_no_frame_is_lost_or_repeated_over_an_outage_and_a_kill(own: Stack, tmp_path: Path, away: str) -> None:
     """The gatherer is killed while it spools, and once more while it delivers what the first life left."""
-    async with scene(parts, tmp_path) as now:
+    async with scene(own, tmp_path) as now:
         async with process(now.env) as first:
             await now.until(lambda c: c["frames_total"] > 300 and c["broker"] == "direct", "traffic")
             pid = now.broker.pid
@@ -187,8 +198,8 @@ async def test_no_frame_is_lost_or_repeated_over_an_outage_and_a_kill(parts: Par
         assert {r.generation for r in records if r.kind == "BREAK" and r.connection == 0} == {lives[2]}
 
 
-async def test_stopped_while_the_broker_is_away_it_leaves_its_breaks_for_the_next_life(parts: Parts, tmp_path: Path) -> None:
-    async with scene(parts, tmp_path, KB_SPOOL_SYNC="always") as now:
+async def test_stopped_while_the_broker_is_away_it_leaves_its_breaks_for_the_next_life(own: Stack, tmp_path: Path) -> None:
+    async with scene(own, tmp_path, KB_SPOOL_SYNC="always") as now:
         async with process(now.env) as first:
             await now.until(lambda c: c["frames_total"] > 300 and c["broker"] == "direct", "traffic")
             assert now.broker.pid is not None
@@ -212,10 +223,10 @@ async def test_stopped_while_the_broker_is_away_it_leaves_its_breaks_for_the_nex
         assert said == markets
 
 
-async def test_a_full_spool_breaks_every_market_and_keeps_what_came_first(parts: Parts, tmp_path: Path) -> None:
+async def test_a_full_spool_breaks_every_market_and_keeps_what_came_first(own: Stack, tmp_path: Path) -> None:
     """Full by its bound; then by its disk, in the midst of an outage and from its beginning on. It goes on when there is room."""
     registry = {"KB_REGISTRY": str(tmp_path / "registry"), "KB_RECONCILE_SECONDS": "1"}
-    async with scene(parts, tmp_path, KB_SPOOL_BYTES=str(1024 * 1024), **registry) as now:
+    async with scene(own, tmp_path, KB_SPOOL_BYTES=str(1024 * 1024), **registry) as now:
         async with process(now.env) as running:
             await now.until(lambda c: c["frames_total"] > 300 and c["broker"] == "direct", "traffic")
             assert now.broker.pid is not None
@@ -257,9 +268,9 @@ def disk(pid: int, full: bool) -> None:
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (0 if full else hard, hard))
 
 
-async def test_without_a_spool_memory_is_the_bound(parts: Parts, tmp_path: Path) -> None:
+async def test_without_a_spool_memory_is_the_bound(own: Stack, tmp_path: Path) -> None:
     """The broker stands still, the buffer fills: breaks that say broker_outage, and everything before them is delivered."""
-    async with scene(parts, tmp_path, KB_SPOOL="", KB_BUFFER_BYTES=str(1024 * 1024)) as now:
+    async with scene(own, tmp_path, KB_SPOOL="", KB_BUFFER_BYTES=str(1024 * 1024)) as now:
         async with process(now.env) as running:
             await now.until(lambda c: c["frames_total"] > 300, "traffic")
             assert now.broker.pid is not None
