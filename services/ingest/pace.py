@@ -5,22 +5,26 @@ from typing import Final
 
 LONGEST: Final = 30.0
 
+FASTER: Final = 0.98
+"""By how much the wait shrinks with each action until the rate is what it was: a minute after the slowest."""
+
 
 class Pace:
     """Spreads actions evenly: at most `rate` a second, after a burst of at most one second's worth."""
 
     def __init__(self, rate: float) -> None:
         """`rate` is actions a second."""
-        self._interval = 1 / rate
+        self._least = self._interval = 1 / rate
         self._next = 0.0
 
     def slow(self) -> None:
-        """Halve the rate, to one a second at least."""
+        """Halve the rate, to one a second at least; it comes back little by little."""
         self._interval = max(self._interval, min(1.0, 2 * self._interval))
 
     def wait(self, now: float) -> float:
         """Reserve the next action; return how many seconds after `now` it may happen."""
         self._next = max(self._next, now - 1.0) + self._interval
+        self._interval = max(self._least, self._interval * FASTER)
         return max(0.0, self._next - now)
 
 

@@ -32,8 +32,8 @@ LARGEST_OBJECT: Final = 4 * 1024 * 1024
 """As large as a frame may be: the broker takes twice that. The largest definition seen has some 4 kB."""
 
 Rank = tuple[bool, int, int]
-"""The lowest first: active ones, then by what happens soonest, then by volume, which counts by its doublings: where there are
-more markets than places, a few more contracts are no reason to give a market up for another."""
+"""The lowest first: active ones, then by what happens soonest (in a closed one nothing does), then by volume, which counts by
+its doublings: where there are more markets than places, a few more contracts are no reason to give a market up for another."""
 
 
 def digest_of(payload: bytes) -> int:
@@ -154,7 +154,8 @@ class Registry:
             or known.ended_us == known.since_us  # it had ended before we heard of it
         ):
             return None
-        return (known.status != "active", known.occurrence_us or _NEVER_US, -known.volume.bit_length())
+        soon_us = _NEVER_US if known.status == "closed" else known.occurrence_us or _NEVER_US
+        return (known.status != "active", soon_us, -known.volume.bit_length())
 
     def unmet(self, bodies: list[Any], listed: int) -> bool:
         """Return whether any of these market objects was not yet in the list of that number."""

@@ -8,7 +8,7 @@ KB_KALSHI_REST_URL       REST address, version included
 KB_GATHERER              name of this gatherer in the provenance of its frames (g1)
 KB_CONNECTIONS           most websocket connections to open (150)
 KB_SUBSCRIPTIONS_PER_CONNECTION  most markets on one connection (7500)
-KB_MARKET_STATUSES       REST statuses of the markets to capture (open,unopened)
+KB_MARKET_STATUSES       REST statuses of the markets to list and capture; those that ended are not (open,unopened,paused,closed)
 KB_RECONCILE_SECONDS     how often the list of markets is read anew (300)
 KB_REGISTRY              file that keeps the markets known, so that a restart asks only for what changed (none: all is read again)
 KB_REQUESTS_PER_SECOND   REST requests a second at most (10)
@@ -40,7 +40,8 @@ HOSTS: Final = {
 """Kalshi docs, "API environments"."""
 
 STATUSES: Final = frozenset({"unopened", "open", "paused", "closed", "settled"})
-
+LIVING: Final = ("open", "unopened", "paused", "closed")
+"""What has not ended: a paused market trades again, and the book of a closed one is known, and empty, until it is determined."""
 
 SYNCS: Final = ("never", "interval", "always")
 
@@ -65,7 +66,7 @@ class Settings:
     gatherer: str = "g1"
     connections: int = 150
     subscriptions_per_connection: int = 7500
-    statuses: tuple[str, ...] = ("open", "unopened")
+    statuses: tuple[str, ...] = LIVING
     reconcile_seconds: float = 300
     requests_per_second: float = 10
     audits_per_minute: int = 600
@@ -81,7 +82,7 @@ class Settings:
 def from_env(env: Environment) -> Settings:
     """Read the settings; raise ConfigurationError naming the variable that is missing or makes no sense."""
     ws_url, rest_url = HOSTS[settings.one_of(env, "KB_KALSHI_ENV", tuple(HOSTS), "demo")]
-    statuses = tuple(word for word in settings.text(env, "KB_MARKET_STATUSES", "open,unopened").split(",") if word)
+    statuses = tuple(word for word in settings.text(env, "KB_MARKET_STATUSES", ",".join(LIVING)).split(",") if word)
     if not set(statuses) <= STATUSES:
         raise ConfigurationError(f"KB_MARKET_STATUSES is {','.join(statuses)!r}; it may name {', '.join(sorted(STATUSES))}")
     return Settings(

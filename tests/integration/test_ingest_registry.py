@@ -42,6 +42,16 @@ async def test_a_restart_captures_what_was_known_without_asking_for_it(
     assert not [r for r in capture.records if r.kind == "REST" and not r.channel and r.recv_us > again_us]
 
 
+async def test_a_market_that_was_paused_or_closed_before_it_was_heard_of_is_captured(cluster: Cluster, tmp_path: Path) -> None:
+    """Whoever lost it has its book again, also without a registry on disk."""
+    async with watched(cluster, tmp_path) as capture:
+        markets = capture.exchange.exchange.markets
+        for ticker, status in zip(markets, ("closed", "inactive"), strict=False):
+            markets[ticker].body["status"] = status
+        async with process(environment(cluster, capture.exchange)):
+            await capture.until(lambda: capture.tickers >= set(markets), "a book of every market")
+
+
 async def test_what_finds_no_place_is_said(cluster: Cluster, tmp_path: Path, free_tcp_port: int) -> None:
     async with watched(cluster, tmp_path) as capture:
         env = environment(cluster, capture.exchange) | {

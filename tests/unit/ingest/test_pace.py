@@ -1,7 +1,9 @@
 """Asking is spread out, and waiting grows."""
 
 import random
+from itertools import pairwise
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -35,5 +37,17 @@ def test_slowed_it_halves_to_one_a_second_at_least() -> None:
         for _ in intervals:
             pace.slow()
             first = pace.wait(1000.0)
-            happened.append(round(pace.wait(1000.0) - first, 6))
-        assert happened == intervals
+            happened.append(pace.wait(1000.0) - first)
+        assert all(0.9 * interval <= each <= interval for each, interval in zip(happened, intervals, strict=True))
+
+
+def test_slowed_it_comes_back_to_its_rate_and_no_further() -> None:
+    pace, now, happened = Pace(100), 1000.0, []
+    for _ in range(8):
+        pace.slow()
+    for _ in range(400):
+        now += pace.wait(now)
+        happened.append(now)
+    waits = [after - before for before, after in pairwise(happened)]
+    assert waits[0] > 0.9 and waits == sorted(waits, reverse=True) and waits[-1] == pytest.approx(0.01)
+    assert 30 < happened[-1] - 1000 < 90

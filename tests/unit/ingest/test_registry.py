@@ -111,10 +111,11 @@ def test_active_and_soon_come_first() -> None:
         "never": {"volume_fp": "1.00"},
         "busy": {"volume_fp": "9.00"},
         "soon": {"occurrence_datetime": "2026-08-10T00:00:00Z"},
+        "closed": {"status": "closed", "occurrence_datetime": "2026-08-08T00:00:00Z"},
         "dormant": {"status": "initialized", "occurrence_datetime": "2026-08-09T00:00:00Z"},
     }.items():
         registry.read(body(name) | more, 0, NOW)
-    assert wanted(registry, NOW) == ["soon", "later", "busy", "never", "dormant"]
+    assert wanted(registry, NOW) == ["soon", "later", "busy", "never", "dormant", "closed"]
 
 
 names = st.integers(0, 5).map(lambda n: f"KX{n}")

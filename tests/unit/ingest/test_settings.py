@@ -26,7 +26,7 @@ def test_defaults_are_the_demo_exchange(env: dict[str, str]) -> None:
         "g1",
         150,
         7500,
-        ("open", "unopened"),
+        ("open", "unopened", "paused", "closed"),
     )
     assert settings.from_env({**env, "KB_KALSHI_ENV": "prod"}).ws_url == settings.HOSTS["prod"][0]
 
