@@ -4,7 +4,8 @@ Of events and series, which markets belong to, it only knows what was said last 
 
 Made for a million of them: a market is a few words (its definition travels on verbatim, only a digest of it stays), and a change
 costs what that market costs: `stirred` names those whose `rank` may be another than before, whether something was said of them
-or their time has come. Bounded by the exchange's own number of markets: one that has ended is forgotten after `FORGET_US`.
+or their time has come. Bounded by the exchange's own number of markets, and by MOST: one that has ended is forgotten after
+`FORGET_US`.
 """
 
 import hashlib
@@ -27,6 +28,9 @@ PATIENCE_US: Final = 100_000
 """How long a market known only by a lifecycle frame waits for REST to tell the exchange's clock before it is subscribed."""
 
 FORGET_US: Final = 3_600_000_000
+
+MOST: Final = 3_000_000
+"""Of more markets no lifecycle frame is believed: whoever invents them has no end."""
 
 LARGEST_OBJECT: Final = 4 * 1024 * 1024
 """As large as a frame may be: the broker takes twice that. The largest definition seen has some 4 kB."""
@@ -99,7 +103,7 @@ class Registry:
 
     def hear(self, event: Lifecycle, now_us: int) -> bool:
         """Take a lifecycle message; return whether REST should be asked about its market."""
-        if not event.market_ticker:
+        if not event.market_ticker or (event.market_ticker not in self.markets and len(self.markets) >= MOST):
             return False
         known = self._known(event.market_ticker, now_us)
         if known.skew_us is None:

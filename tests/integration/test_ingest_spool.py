@@ -4,6 +4,7 @@ import asyncio
 import os
 import resource
 import signal
+import socket
 import uuid
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import aclosing, asynccontextmanager
@@ -26,6 +27,8 @@ from kalshibook_core.wire.events import RawFrame
 from kalshibook_tools import simulator
 from kalshibook_tools.stack import External, Process, Stack, local_stack
 from kalshibook_tools.stack.probe import kafka_answers
+from services.ingest import outbox
+from services.ingest.settings import SpoolSettings
 from tests.integration.test_ingest_capture import ALWAYS
 from tests.integration.test_ingest_process import environment, process
 from tests.support.parts import Parts
@@ -285,3 +288,31 @@ async def test_without_a_spool_memory_is_the_bound(own: Stack, tmp_path: Path) -
         records = await now.raw()
         assert_whole(records)
         assert {r.detail for r in records if r.kind == "BREAK" and r.generation} == {"broker_outage", "disconnect"}
+
+
+@pytest.mark.parametrize(
+    ("sync", "each_seconds", "brought"),
+    [("never", 0.0, False), ("interval", 0.0, True), ("interval", 1e9, False), ("always", 1e9, True)],
+)
+async def test_what_is_spooled_is_brought_to_the_disk_as_often_as_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sync: str, each_seconds: float, brought: bool
+) -> None:
+    """No broker answers here. Closing brings all of it to the disk in any case, and is not looked at."""
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def noting(descriptor: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{descriptor}").resolve().suffix)
+        fsync(descriptor)
+
+    monkeypatch.setattr(outbox, "CONNECT_SECONDS", 0.1)
+    monkeypatch.setattr(outbox, "SYNC_SECONDS", each_seconds)
+    monkeypatch.setattr(os, "fsync", noting)
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        nowhere = Cluster(f"127.0.0.1:{closed.getsockname()[1]}")
+        async with outbox.Outbox(nowhere, SpoolSettings(tmp_path, sync=sync), "g1", 1 << 20) as box:
+            for number in range(2):  # the second one is written after the turn in which the first was brought to the disk
+                box.add(b"KXDOG", b"%d" % number, 0)
+                await box.safe()
+            assert (".spool" in synced) == brought

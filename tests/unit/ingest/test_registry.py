@@ -55,6 +55,13 @@ def test_messages_of_events_are_no_markets() -> None:
     assert not registry.markets
 
 
+def test_no_flood_of_lifecycle_frames_fills_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.ingest.registry.MOST", 3)
+    registry = Registry()
+    heard = [registry.hear(Lifecycle(f"KXDOG-{n}", "created", {}), NOW) for n in (*range(9), 0)]
+    assert heard == [True] * 3 + [False] * 6 + [True] and len(registry.markets) == 3
+
+
 @pytest.mark.parametrize("status", ["closed", "inactive", "initialized", "", "something new"])
 def test_a_market_that_may_still_change_is_kept(status: str) -> None:
     registry = Registry()
