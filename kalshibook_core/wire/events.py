@@ -86,7 +86,8 @@ class RawFrame(NamedTuple):
     A gatherer may have a market on two connections at once, to hand it over: both are its sources until one of them says a BREAK.
     That of the connection which gives the market up has the cause "moved", or "market_closed" where the market has ended, and
     as `clock_us` the exchange's clock when it acknowledged the unsubscription. A move is asked for no sooner than `LAG_US` after
-    the other's first snapshot (and its RESUME), so nothing can have been lost between the two. A new generation of a connection
+    the other's first snapshot (and its RESUME), so nothing can have been lost between the two; an ended market is let go so
+    long after its gatherer told the end, so nothing can have been lost of it. A new generation of a connection
     ends that connection's last one; a START, which a new process says once in each partition before all else, ends those of
     every connection. Its key is any of "@<gatherer>.<n>".
     """

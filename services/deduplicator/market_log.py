@@ -253,7 +253,10 @@ class MarketLog:
         self.made, self._raw, self._offset = [], raw, offset
         source = self._source(raw)
         if source is not None:
-            self._leaves(source, raw.detail, max(raw.clock_us, source.life.newest_us) - LAG_US)
+            whole_us = max(raw.clock_us, source.life.newest_us) - LAG_US
+            if raw.detail == Cause.MARKET_CLOSED:  # so late after the end that it has delivered all, however the clock went
+                whole_us = max(whole_us, self.ended_us)
+            self._leaves(source, raw.detail, whole_us)
             if raw.detail in LET_GO:
                 del self.sources[source.life.where]
         return self.made

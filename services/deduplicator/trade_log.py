@@ -106,7 +106,8 @@ class TradeLog:
         voucher.vouches = False
         if raw.detail in LET_GO:
             del self.vouchers[raw[1:3]]
-        self._delivered(voucher, max(raw.clock_us - LAG_US, voucher.heard_us))
+        closed_us = self.ended_us if raw.detail == Cause.MARKET_CLOSED else 0
+        self._delivered(voucher, max(raw.clock_us - LAG_US, voucher.heard_us, closed_us))
         return self._gaps(raw, offset, raw.detail)
 
     def resumed(self, raw: RawFrame, offset: int) -> list[Gap]:

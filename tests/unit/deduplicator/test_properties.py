@@ -465,7 +465,7 @@ def book_endings(draw: st.DrawFn) -> tuple[list[RawFrame], list[int], bool]:
         raws += [source.delta(at * S, "yes", 1, 1) for at in changes if since < at < lost_from]
         if lost_from > end:
             raws.append(source.lifecycle(end * S + draw(st.integers(0, S)), event_type="determined"))
-            raws.append(source.broken((end + 30) * S, cause="market_closed"))
+            raws.append(source.broken((end + draw(st.sampled_from([1, 30]))) * S, cause="market_closed"))
             whole |= since == first
         else:
             newest = (lost_from + draw(st.integers(0, LAG_US // S - 1))) * S  # of the other market: they are out of step

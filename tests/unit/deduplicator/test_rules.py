@@ -367,7 +367,9 @@ def test_what_the_last_who_had_its_book_may_have_lost_before_a_market_ended_is_t
     told = [("gap", 3, 11 * S, "disconnect")]
     assert brief(receive(*led, g.broken(13 * S)))[3:] == told
     assert brief(receive(*led, g.broken(22 * S)))[3:] == []
-    assert brief(receive(*led, g.broken(42 * S, cause="market_closed"), g.started(50 * S), g.broken(13 * S)))[3:] == []
+    for clock in (13, 42):  # where frames are played faster than they came the clock hardly moves meanwhile
+        closed = [g.broken(clock * S, channel, cause="market_closed") for channel in ("orderbook_delta", "trade")]
+        assert brief(receive(g.resumed(9 * S), *led, *closed, g.started(50 * S), g.broken(13 * S)))[3:] == []
     assert brief(receive(*led, g.started(50 * S)))[3:] == told  # killed: nothing came after
     elsewhere = Source(ticker="KXOTHER")
     lived = [elsewhere.snapshot(20 * S, {}, {}), elsewhere.delta(22 * S, "yes", 1, 1)]
