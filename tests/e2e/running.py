@@ -39,7 +39,9 @@ class Up:
         self.home, self.words, self._env = home, words, environment(home) | env
         self.screen_file = home.with_name(home.name + ".screen")
         self.process: subprocess.Popen[bytes] | None = None
-        self.client = httpx.AsyncClient(timeout=30, limits=httpx.Limits(max_connections=20))
+        # httpx closes a connection that was idle for longer even where it was just given a request, which fails then: where the
+        # machine let this process stand still for the five seconds that are usual. The gateway keeps one for 75.
+        self.client = httpx.AsyncClient(timeout=30, limits=httpx.Limits(max_connections=20, keepalive_expiry=60))
         self._headers: dict[str, str] = {}
         self._url = ""
         # Not the port that every first start chooses: while this gateway is killed, another worker's would take it, and keep it.
