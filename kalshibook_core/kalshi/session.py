@@ -17,7 +17,7 @@ from typing import Final, Generic, TypeVar
 from kalshibook_core.kalshi import messages
 from kalshibook_core.kalshi.channels import BOOK, LAG_US, LIFECYCLES, TICKERS, TRADES
 from kalshibook_core.kalshi.messages import Envelope, Lifecycle, MalformedFrame, Snapshot, UnparsableFrame
-from kalshibook_core.kalshi.subscriptions import BREAK, RESUME, SEQUENCE_GAP, Subscription, Subscriptions
+from kalshibook_core.kalshi.subscriptions import BREAK, RESUME, SEQUENCE_GAP, SUBSCRIPTION_ERROR, Subscription, Subscriptions
 
 FRAME: Final = "FRAME"
 STALE: Final = "STALE"
@@ -108,7 +108,7 @@ class Session(Subscriptions, Generic[Record]):
                 subscription.stale_run = 0
             elif seq > subscription.seq:
                 self._hole(subscription, seq, exchange_us or clock_us, now_us)
-            elif seq >= 0:
+            elif seq >= 0 or kind in _ORDERED:
                 order = STALE
                 self._stale(subscription)
             if order is FRAME and kind in _BOOK_TYPES and ticker not in subscription.markets:
@@ -207,7 +207,7 @@ class Session(Subscriptions, Generic[Record]):
         self._records.extend(self._record(kind, *life, *where, ticker, now_us, clock_us, detail, b"") for ticker in tickers)
 
     def _stale(self, subscription: Subscription) -> None:
-        self._trouble("stale", f"{subscription.channel} sid {subscription.sid}: a seq at or before {subscription.seq}")
+        self._trouble("stale", f"{subscription.channel} sid {subscription.sid}: no seq, or one at or before {subscription.seq}")
         subscription.stale_run += 1
         if subscription.stale_run == STALE_RUN:
             self._fail(SEQUENCE_GAP, f"{STALE_RUN} stale frames in a row")
@@ -256,6 +256,8 @@ class Session(Subscriptions, Generic[Record]):
             channel, sid = (msg.get("channel"), msg.get("sid")) if type(msg) is dict else (None, None)
             if type(channel) is not str or type(sid) is not int or not 0 <= sid < 2**31:
                 self._trouble("unparsable", "subscribed: no channel and sid")
+            elif (known := self._by_sid.get(sid)) is not None and known.channel != channel:
+                self._fail(SUBSCRIPTION_ERROR, f"sid {sid} of {known.channel} was announced for {channel} as well")
             else:
                 self._bind(channel, sid, now_us, clock_us)
                 if channel in LIFECYCLES:
@@ -281,4 +283,7 @@ _COUNTED: Final = {
 }  # fmt: skip
 _NO_MESSAGE: Final = Envelope("", -1, -1, "", 0, 0, {})
 _BOOK_TYPES: Final = frozenset({messages.DELTA, messages.SNAPSHOT})
+_ORDERED: Final = frozenset({messages.DELTA, messages.SNAPSHOT, messages.TRADE})
+"""Without a seq nobody could say what was lost before one of these."""
+
 _NO_CONTENT: Final = frozenset({"", messages.TRADE, messages.TICKER})

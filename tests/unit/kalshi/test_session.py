@@ -232,6 +232,13 @@ def test_passed_frames_are_kept_and_not_believed() -> None:
     assert [r.kind for r in records] == ["FRAME", "FRAME", "STALE", "STALE"]
 
 
+def test_without_a_seq_no_book_and_no_trade_is_believed() -> None:
+    session = open_session(A)
+    feed(session, frames.snapshot(A, 1, 1))
+    records = feed(session, frames.snapshot(A, 1, -1), frames.delta(A, 1, -1), frames.trade(A, 2, -1, "t"), frames.ticker(A, 3))
+    assert [r.kind for r in records] == ["STALE", "STALE", "STALE", "FRAME"]
+
+
 def test_a_seq_set_back_for_good_is_given_up() -> None:
     session = open_session(A)
     feed(session, frames.snapshot(A, 1, 1), frames.delta(A, 1, 2**62))
@@ -261,6 +268,17 @@ def test_connection_lost_breaks_books_and_trades() -> None:
     records = session.records_to_publish()
     assert sorted(brief(records)) == sorted([("BREAK", c, t) for c in (BOOK, TRADES) for t in (A, B)])
     assert {r.detail for r in records} == {"silent_socket"}
+
+
+def test_one_sid_for_two_channels_is_given_up_and_both_are_broken() -> None:
+    """Else the first one's markets would be followed by nobody, and no loss of theirs be told."""
+    session = Session(RawFrame, "g1", 4, 77, skew_us=0, counts=Counter())
+    session.subscribe({A: None}, NOW)
+    feed(session, frames.subscribed(1, BOOK, 1), frames.snapshot(A, 1, 1), frames.subscribed(1, TRADES, 2))
+    feed(session, frames.subscribed(1, TICKERS, 1))
+    assert session.failed == Cause.SUBSCRIPTION_ERROR
+    session.connection_lost(session.failed, NOW)
+    assert set(brief(session.records_to_publish())) == {("BREAK", BOOK, A), ("BREAK", TRADES, A)}
 
 
 def test_unparsable_and_negative_book_frames_ask_for_that_market() -> None:
