@@ -96,6 +96,7 @@ class Subscriptions:
         self._by_channel: dict[str, Subscription] = {}
         self._wanted: dict[str, int | None] = {}  # ticker -> least skew for its first snapshot
         self._leaving: dict[str, str] = {}  # markets given up, with the cause to say
+        self._back: set[tuple[str, str]] = set()  # channel and market: wanted again before the exchange has let it go
         self._queued: dict[str, dict[str, None]] = {channel: {} for channel in OF_MARKETS}
 
     def commands_to_send(self) -> list[bytes]:
@@ -133,7 +134,8 @@ class Subscriptions:
         """
         for ticker, skew_us in tickers.items():
             if ticker not in self._wanted:
-                self._leaving.pop(ticker, None)
+                if self._leaving.pop(ticker, None) is not None:
+                    self._back.update((s.channel, ticker) for s in self._by_channel.values() if ticker in s.markets)
                 for queue in self._queued.values():
                     queue[ticker] = None
             self._wanted[ticker] = skew_us
@@ -258,6 +260,13 @@ class Subscriptions:
             if pending.action == commands.ADD:
                 self._joined(subscription, pending.tickers, now_us, clock_us)
             elif pending.action == commands.DELETE:
+                for ticker in pending.tickers:
+                    if (channel, ticker) in self._back:  # what happens from here on until it has it again is lost
+                        self._back.discard((channel, ticker))
+                        subscription.markets[ticker] = None
+                        if channel in (BOOK, TRADES):
+                            self._counts["breaks"] += 1
+                            self._note(BREAK, subscription, [ticker], clock_us, now_us, detail=_NOTSUBSCRIBED)
                 for ticker in [ticker for ticker in pending.tickers if ticker not in self._wanted]:
                     cause = self._leaving.get(ticker)
                     if cause is not None and channel in (BOOK, TRADES):

@@ -53,6 +53,9 @@ PAST: Final = 64
 there is one."""
 
 
+_CLOSED: Final = (0, WHOLE_BOOK, 0, 0)
+
+
 def print_of(frame: bytes, start: int = 0) -> int:
     """Return a hash of a frame's content; it means something in this process only. The frame begins at `start`."""
     return hash(frame[frame.find(_CONTENT, start) :])
@@ -371,13 +374,15 @@ class MarketLog:
         if self._stands():
             return
         for source in [*self.sources.values(), *self.past]:
-            if self.whole and source.standing is SEEKING and source.began_us <= self._vouched_us:
+            if self.whole and source.standing is SEEKING and source.began_us < self._vouched_us:
                 self._place_inside(source)
         if self._stands():
             return
         self._given_up()  # dead, as far as anybody knows
-        # Of a market that has ended nothing is lost by who was whole up to its end.
-        if self.whole and not 0 < self.ended_us <= max(start_us, self._vouched_us):
+        # Of a market that has ended nothing is lost by who was whole up to its end. That a whole book came behind it is no proof:
+        # it may be late, unless it is the empty one that a market closes with.
+        closed_us = self.effective_us if self.window.contents[-1:] == [_CLOSED] else 0
+        if self.whole and not 0 < self.ended_us <= max(self._vouched_us, self._begun_us - LAG_US, closed_us):
             self._gap(cause, start_us)
         self._begin_anew()
 
@@ -530,7 +535,7 @@ class MarketLog:
         if heard and 0 < heard[-1].exchange_us < window.times[0]:
             self._fold(source, len(heard))  # too far behind
             return
-        if heard and source.times[0] > window.times[-1] and (full or self._outlives_all(source)):
+        if heard and source.times[0] > (window.times[-1] or self._begun_us) and (full or self._outlives_all(source)):
             self._tell("given_up", self.ticker, f"{source.life.gatherer.name} waited too long for those it is ahead of")
             self._given_up()
             self._gap(Cause.DISCONNECT, max(self.effective_us, self._vouched_us))
@@ -538,7 +543,7 @@ class MarketLog:
             return
         stand = [each for each in self.sources.values() if each.standing is ALIGNED]
         vouched_us = max(self._vouched_us, max((each.life.newest_us for each in stand), default=0) - LAG_US)
-        if source.inside or (source.began_us <= vouched_us and not source.against):
+        if source.inside or (source.began_us < vouched_us and not source.against):
             stood = source.inside
             self._place_inside(source)
             if stood and source.standing is not ALIGNED and not source.inside:
@@ -578,8 +583,13 @@ class MarketLog:
         Until then it stands inside. `whole_us`: up to there it has delivered everything.
         """
         held = bisect_left(source.times, self._vouched_us)
-        if any(event.book is not None and event.clock_us >= self._vouched_us for event in source.heard[:held]):
-            return  # a whole book has no time of its own: perhaps it is younger
+        for at, event in enumerate(source.heard[:held]):
+            if event.book is not None and event.clock_us >= self._vouched_us:  # it has no time of its own, and is younger,
+                if event.clock_us - LAG_US < self._vouched_us:  # or perhaps not
+                    source.inside = False
+                    return
+                held = at
+                break
         checksum = source.sums[held - 1] if held else source.base.checksum  # type: ignore[union-attr]
         delivered = held < len(source.heard) or whole_us >= self._vouched_us
         source.inside = not delivered and source.over is None

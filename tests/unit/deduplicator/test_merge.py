@@ -168,6 +168,39 @@ def test_who_died_without_a_word_is_waited_for_as_long_as_told() -> None:
     assert [kind for kind, *_ in brief(events)[5:]] == ["delta"] * 4
 
 
+def test_who_could_not_read_a_delta_had_not_all_of_its_microsecond() -> None:
+    """Its next book, older than that by its time, may be one ahead of the log, though equal to the log's last."""
+    a, b, _ = trio()
+    raws = [*begun([a, b]), *(b.delta(43 * S, "yes", 4800, change) for change in (100, -100, 100))]
+    raws[-2] = raws[-2]._replace(payload=raws[-2].payload.replace(b"price_", b"prize_"))
+    raws += [b.snapshot(44 * S, {4800: 1300}, {}, True), b.delta(43 * S, "no", 1, 1)]
+    raws += [a.delta(43 * S, "yes", 4800, change) for change in (100, -100, 100)] + [a.delta(43 * S, "no", 1, 1)]
+    events = receive(*raws)
+    assert [event.delta for event in events if isinstance(event, BookDelta)][2:] == [100, -100, 100, 1]
+
+
+def test_who_lags_far_behind_is_not_ahead_of_a_log_that_began_anew_and_is_quiet() -> None:
+    a, b, _ = trio()
+    partition = Partition(limits=Limits(20))
+    raws = [*begun([a]), a.broken(20 * S), a.snapshot(50 * S, {4800: 7}, {}), b.snapshot(13 * S, {4800: 1200}, {})]
+    events = receive(*raws, *(b.delta(14 * S + n, "yes", 4800, 100) for n in range(30)), partition=partition)
+    assert [kind for kind, *_ in brief(events)] == ["snapshot", "delta", "delta", "gap", "snapshot"]
+
+
+def test_a_whole_book_does_not_hold_up_who_stands_within_a_quiet_log() -> None:
+    """It has no time of its own, but came so late that it is younger than all that the log has."""
+    a, b, _ = trio()
+    raws = [
+        *begun([a]),
+        b.snapshot(20 * S, {4800: 1200}, {}),
+        a.broken(40 * S, cause="moved"),
+    ]  # b may have more from before 30 s
+    raws += [b.snapshot(60 * S, {4800: 7}, {}), b.delta(60 * S, "yes", 4800, 1)]
+    assert [kind for kind, *_ in brief(receive(*raws))] == ["snapshot", "delta", "delta", "snapshot", "delta"]
+    raws[-2] = b.snapshot(35 * S, {4800: 7}, {})._replace(seq=raws[-2].seq)
+    assert [kind for kind, *_ in brief(receive(*raws))][3:] == ["gap", "snapshot", "delta"]  # it may be older
+
+
 def test_one_who_broke_before_it_came_to_the_logs_end_leaves_a_gap_there() -> None:
     a, b, _ = trio()
     raws = [*begun([a, b]), a.delta(33 * S, "yes", 4800, 100), a.broken(33 * S), b.broken(12 * S, cause="silent_socket")]

@@ -377,6 +377,10 @@ def test_what_the_last_who_had_its_book_may_have_lost_before_a_market_ended_is_t
     joined = [*led[:2], *known(other), other.delta(11 * S, "yes", 4800, 5), led[2], g.broken(13 * S)]
     assert brief(receive(*joined))[3:] == []  # the other may have more yet
     assert brief(receive(*joined, other.broken(14 * S)))[3:] == told
+    clock = [*led, g.snapshot(13 * S, {4800: 1}, {})]  # when it came, and no proof that it has all of the time before
+    assert brief(receive(*clock, g.broken(12 * S)))[4:] == [("gap", 4, 13 * S, "disconnect")]
+    assert brief(receive(led[2], *known(other, 30 * S), other.broken(0)))[2:] == []  # its book is one of after the end
+    assert brief(receive(*led, g.snapshot(13 * S, {}, {}), g.broken(12 * S)))[4:] == []  # as markets close
     late = other.rest(60 * S, status="finalized")  # who tells the end first may have heard it last
     for ends in ([late, led[2]], [led[2], late]):
         assert brief(receive(*led[:2], *ends, g.broken(42 * S, cause="market_closed")))[3:] == []

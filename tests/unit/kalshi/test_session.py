@@ -447,6 +447,21 @@ def test_a_market_given_up_alive_gets_a_break_after_its_last_frame() -> None:
     ]
 
 
+def test_a_market_wanted_again_before_it_was_let_go_has_a_break() -> None:
+    """Between its two answers the exchange sends nothing of it."""
+    session = open_session(A, B)
+    feed(session, frames.snapshot(A, 1, 1), frames.snapshot(B, 1, 2))
+    session.unsubscribe([A], NOW, Cause.NOT_SUBSCRIBED)
+    ids = [orjson.loads(command)["id"] for command in session.commands_to_send()]
+    session.subscribe({A: None}, NOW)
+    again = [orjson.loads(command)["id"] for command in session.commands_to_send()]
+    records = feed(session, frames.delta(A, 1, 3), frames.ok(ids[0], 1, 4, []), frames.ok(ids[1], 2, 1, []))
+    assert [(r.channel, r.market_ticker) for r in records if r.kind == "BREAK"] == [(BOOK, A), (TRADES, A)]
+    assert not session.knows(A) and session.knows(B)
+    records = feed(session, frames.ok(again[0], 1, 5, []), frames.ok(again[1], 2, 2, []), frames.snapshot(A, 1, 6))
+    assert [r.kind for r in records] == ["FRAME", "FRAME", "RESUME", "FRAME"] and session.knows(A)
+
+
 def test_a_market_that_cannot_be_deleted_gets_its_break_all_the_same() -> None:
     session = open_session(A, B)
     feed(session, frames.snapshot(A, 1, 1), frames.snapshot(B, 1, 2))
