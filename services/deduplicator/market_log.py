@@ -54,6 +54,7 @@ there is one."""
 
 
 _CLOSED: Final = (0, WHOLE_BOOK, 0, 0)
+"""The content of an empty whole book, such as a market closes with (seen on the wire)."""
 
 
 def print_of(frame: bytes, start: int = 0) -> int:
