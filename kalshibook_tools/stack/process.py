@@ -172,10 +172,11 @@ class Process:
 
 
 def _plain(line: str) -> str:
-    # Our own services log JSON: the event and what ended it say more in less room than a traceback cut short.
+    # Our own services log JSON: the event, why it happened, what to do and what ended it say more in less room than a traceback.
     try:
         entry = json.loads(line)
-        return ": ".join(filter(None, (str(entry["event"]), str(entry.get("exception", "")).strip().rpartition("\n")[2])))
+        words = (str(entry["event"]), *(str(entry.get(name) or "") for name in ("why", "said", "do")))
+        return ": ".join(filter(None, (*words, str(entry.get("exception", "")).strip().rpartition("\n")[2])))
     except (ValueError, KeyError, TypeError):
         return line
 

@@ -63,6 +63,13 @@ async def test_an_end_nobody_asked_for_is_told_with_the_line_that_explains_it(tm
     assert told.value.reason == "error: the disk is full"
 
 
+async def test_of_our_own_services_the_event_and_its_cause_are_told(tmp_path: Path) -> None:
+    line = '{"status":401,"said":"NOT_FOUND","do":"name another key","event":"error_of_a_handshake","level":"warning"}'
+    with pytest.raises(ProcessExited) as told:
+        await Process(shell(tmp_path, f"echo '{line}'; exit 1"), pytest.fail).run()
+    assert told.value.reason == "error_of_a_handshake: NOT_FOUND: name another key"
+
+
 async def test_without_a_telling_line_the_last_one_is_told(tmp_path: Path) -> None:
     (tmp_path / "part.log").write_text("an earlier run: error: not this one\n")
     with pytest.raises(ProcessExited, match=r"was ended by signal 9: two \("):
