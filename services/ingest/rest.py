@@ -59,6 +59,7 @@ class Rest:
         self._pace = Pace(rate)
         self._rng = rng
         self._counts = counts
+        self.trouble = ""  # why the last request was not answered
         self.skew_us: int | None = None  # the exchange's clock minus the local one, by the last answer of any kind
         self._client = httpx.AsyncClient(timeout=10.0, trust_env=False, headers={"Accept-Encoding": "gzip"})
 
@@ -80,7 +81,9 @@ class Rest:
             await asyncio.sleep(self._pace.wait(clock.monotonic()))
             why = await self._attempt(request, asked)
             if isinstance(why, Answer):
+                self.trouble = ""
                 return why
+            self.trouble = f"GET {path}: {why}"
             failures += 1
             self._counts["rest_retries"] += 1
             if logs.once_a_minute(f"rest {why}"):
@@ -112,6 +115,7 @@ class Rest:
         code = response.status_code
         if code in (httpx.codes.UNAUTHORIZED, httpx.codes.TOO_MANY_REQUESTS) or code >= 500:
             return f"HTTP {code}: {refusal(content)}"
+        self.trouble = f"GET {asked[:200]}: HTTP {code}: {refusal(content)}"
         raise Refused(f"GET {asked}: HTTP {code}: {refusal(content)}")
 
 

@@ -48,7 +48,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
                 "markets": len(gatherer.registry.markets),
                 "left_out_markets": counts["left_out"],
                 "left_out": gatherer.left_out,
-                "trouble": gatherer.trouble,
+                "trouble": gatherer.trouble or rest.trouble,
                 "clock_skew_seconds": gatherer.clock_skew_seconds,
                 "read_ahead_bytes": Socket.ahead,
                 "buffered_bytes": outbox.buffered,
