@@ -21,6 +21,7 @@ from typing import Final
 
 import structlog
 
+from kalshibook_core.runtime import logs
 from services.ingest import segments
 from services.ingest.segments import Damaged, Record
 
@@ -144,13 +145,19 @@ class Spool:
         self.blocked = False
 
     def sync(self) -> None:
-        """Bring what was written to the disk itself; blocks for as long as that takes, and may run in a thread."""
+        """Bring what was written to the disk itself, or tell and leave it for the next call; blocks, and may run in a thread."""
         if not self._unsynced or self._file is None:
             return
         self._unsynced = False
         file = os.dup(self._file)  # the spool may turn to its next segment meanwhile
         try:
             os.fsync(file)
+        except OSError as error:  # what is read back is verified, so that nothing wrong comes of going on
+            self._unsynced = True
+            if logs.once_a_minute("spool_sync_failed"):
+                _log.error(
+                    "spool_sync_failed", why=str(error), folder=str(self._folder), do="look at the disk; it is tried again"
+                )
         finally:
             os.close(file)
 

@@ -149,6 +149,24 @@ def test_a_full_disk_refuses_and_nothing_is_lost_or_altered(tmp_path: Path) -> N
     again.close()
 
 
+def test_what_the_disk_does_not_take_to_itself_is_told_and_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spool, asked = Spool(tmp_path, 1), []
+
+    def full(descriptor: int) -> None:
+        asked.append(descriptor)
+        raise OSError(28, "No space left on device")
+
+    spool.append(numbered(1)[0])
+    spool.write()
+    with structlog.testing.capture_logs() as told, monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        spool.sync()
+        spool.sync()
+    assert len(asked) == 2 and told[0]["event"] == "spool_sync_failed" and "No space" in told[0]["why"]
+    assert read_all(spool) == numbered(1)
+    spool.close()
+
+
 @contextmanager
 def files_of_at_most(size: int) -> Iterator[None]:
     """Let no file of this process grow past so many bytes, as on a disk that is full by then."""
