@@ -291,6 +291,7 @@ class Subscriptions:
             if subscription is None or subscription.channel not in OF_MARKETS:
                 self._fail(SUBSCRIPTION_ERROR, why)  # whatever died, a new connection has it again
             else:
+                self.too_fast |= not subscription.newest_us  # nothing had happened on it: not again and again at full speed
                 self._renew(subscription, now_us)
             return
         pending = self._pending.pop(message.id, None)

@@ -48,6 +48,9 @@ REPLAN_SECONDS: Final = 5.0
 MOVE_SECONDS: Final = 0.1
 """How often is looked whether a market on the move has arrived."""
 
+_OPENED: Final = frozenset({"active", "inactive", "closed"})
+"""REST statuses of a market that has opened and not ended."""
+
 OVERLAP_US: Final = LAG_US + 5_000_000
 """How long two connections have a market that is moved: all that the old one can still deliver is younger than the new one's
 beginning then. Each knows the exchange's clock to a second only, and in a quiet market seconds pass before anything shows it."""
@@ -419,7 +422,7 @@ class Gatherer:
         """Take a page; publish what is new in it. Return the tickers it has."""
         seen = set()
         for body in answer.body["markets"]:
-            known = type(body) is dict and body.get("ticker") in self.registry.markets
+            late = type(body) is dict and self.registry.late(body.get("ticker"))
             try:
                 news = self.registry.read(body, answer.skew_us, answer.at_us, number)
             except UnparsableFrame as error:
@@ -428,7 +431,7 @@ class Gatherer:
             seen.add(body["ticker"])
             if news is not None:
                 self._publish(answer, "", *news)
-            if not known and body.get("status") == "active":
+            if late and body.get("status") in _OPENED:
                 self._say_late(answer, body)
         self._changed.set()
         await self._outbox.room()

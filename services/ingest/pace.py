@@ -5,8 +5,8 @@ from typing import Final
 
 LONGEST: Final = 30.0
 
-FASTER: Final = 0.98
-"""By how much the wait shrinks with each action until the rate is what it was: a minute after the slowest."""
+RECOVERS: Final = 60.0
+"""Seconds without a refusal after which the rate is what it was. No sooner: who is refused again and again gets nothing done."""
 
 
 class Pace:
@@ -16,15 +16,20 @@ class Pace:
         """`rate` is actions a second."""
         self._least = self._interval = 1 / rate
         self._next = 0.0
+        self._slowed_at: float | None = None
 
     def slow(self) -> None:
-        """Halve the rate, to one a second at least; it comes back little by little."""
+        """Halve the rate, to one a second at least; it comes back when it was not refused for RECOVERS seconds."""
         self._interval = max(self._interval, min(1.0, 2 * self._interval))
+        self._slowed_at = None
 
     def wait(self, now: float) -> float:
         """Reserve the next action; return how many seconds after `now` it may happen."""
+        if self._slowed_at is None:
+            self._slowed_at = now
+        elif now - self._slowed_at > RECOVERS:
+            self._interval = self._least
         self._next = max(self._next, now - 1.0) + self._interval
-        self._interval = max(self._least, self._interval * FASTER)
         return max(0.0, self._next - now)
 
 

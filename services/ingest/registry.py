@@ -68,6 +68,7 @@ class Known:
     digest: int = 0
     ended_us: int | None = None
     settled: bool = False  # said so by a lifecycle frame
+    created: bool = False  # likewise, by this process
     listed: int = 0  # the last list that had it
 
 
@@ -106,6 +107,7 @@ class Registry:
         if not event.market_ticker or (event.market_ticker not in self.markets and len(self.markets) >= MOST):
             return False
         known = self._known(event.market_ticker, now_us)
+        known.created |= event.event_type == "created"
         if known.skew_us is None:
             heapq.heappush(self._later, (known.since_us + PATIENCE_US, event.market_ticker))
         if event.event_type in markets.ENDED:
@@ -119,6 +121,11 @@ class Registry:
         if known is not None and known.skew_us is None:
             known.skew_us = skew_us
             self._stirred[ticker] = None
+
+    def late(self, ticker: object) -> bool:
+        """Return whether a market that REST tells of now was neither told of before nor seen to be created."""
+        known = self.markets.get(ticker) if isinstance(ticker, str) else None
+        return known is None or not (known.created or known.digest)
 
     def behind(self, ticker: str) -> bool:
         """Return whether REST's last word on a market is older than its settlement (it lags by a second or so)."""

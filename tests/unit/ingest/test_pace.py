@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from services.ingest.pace import LONGEST, Pace, backoff
+from services.ingest.pace import LONGEST, RECOVERS, Pace, backoff
 
 
 @given(st.floats(0.5, 100), st.lists(st.floats(0, 0.5), max_size=200))
@@ -49,5 +49,6 @@ def test_slowed_it_comes_back_to_its_rate_and_no_further() -> None:
         now += pace.wait(now)
         happened.append(now)
     waits = [after - before for before, after in pairwise(happened)]
-    assert waits[0] > 0.9 and waits == sorted(waits, reverse=True) and waits[-1] == pytest.approx(0.01)
-    assert 30 < happened[-1] - 1000 < 90
+    slow = [wait for wait in waits if wait > 0.9]
+    assert waits[0] > 0.9 and len(slow) == pytest.approx(RECOVERS, abs=2) and waits[: len(slow)] == slow
+    assert waits[-1] == pytest.approx(0.01)

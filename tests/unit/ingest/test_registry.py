@@ -175,3 +175,15 @@ def test_a_page_of_what_is_no_market_is_nothing_new() -> None:
     registry.read(body(), 0, NOW, 1)
     assert not registry.unmet([body(), {"ticker": "A" * 201}, {"ticker": "B\0"}, {"ticker": ""}, 7], 1)
     assert registry.unmet([body(), body("KXDOG-2")], 1) and registry.unmet([body()], 2)
+
+
+def test_a_market_is_late_unless_it_was_told_of_before_or_seen_to_be_created() -> None:
+    registry = Registry()
+    assert registry.late("KXDOG") and registry.late(None)
+    registry.hear(Lifecycle("KXDOG", "activated", {}), NOW)
+    assert registry.late("KXDOG")  # it may have traded for long
+    registry.read(body("KXDOG", status="active"), 0, NOW)
+    assert not registry.late("KXDOG")
+    registry.hear(Lifecycle("KXCAT", "created", {}), NOW)
+    registry.hear(Lifecycle("KXCAT", "activated", {}), NOW)
+    assert not registry.late("KXCAT")

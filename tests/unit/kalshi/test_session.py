@@ -482,6 +482,15 @@ def test_an_overflow_is_noted_for_the_caller() -> None:
     assert session.overflowed
 
 
+def test_a_subscription_that_ends_before_anything_happened_on_it_is_not_renewed_at_full_speed() -> None:
+    session = open_session(A, B)
+    feed(session, frames.snapshot(A, 1, 1), frames.delta(A, 1, 2, ts="2026-08-05T03:45:40Z"))
+    feed(session, orjson.dumps({"type": "error", "sid": 1, "seq": 3, "msg": {"code": 25}}))
+    assert not session.too_fast
+    feed(session, orjson.dumps({"type": "error", "sid": 2, "seq": 1, "msg": {"code": 25}}))
+    assert session.too_fast
+
+
 def test_a_market_unwanted_before_its_ack_is_deleted_after() -> None:
     session = Session(RawFrame, "g1", 0, 1, skew_us=0, counts=Counter())
     session.subscribe({A: None, B: None}, NOW)
