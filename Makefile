@@ -4,7 +4,9 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-WORKERS ?= 2
+# More than two cores have: a test that waits for its processes leaves them to another. What never waits gains nothing by a third.
+WORKERS ?= 3
+test-unit: WORKERS = 2
 TESTS ?=
 
 # The tests start the real parts themselves, once for all workers (tests/support/parts.py); the benchmarks are given theirs.

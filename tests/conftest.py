@@ -20,7 +20,7 @@ from kalshibook_core.kafka import admin, topics
 from kalshibook_core.kafka.cluster import Cluster
 from tests.support.parts import Parts, Session, new_session
 
-# Two workers, a broker and a database share the cores: how long an example takes says nothing about it.
+# The workers, a broker and a database share the cores: how long an example takes says nothing about it.
 # The same examples each time: what passed here passes elsewhere. New ones are looked for by `pytest --hypothesis-profile=search`.
 settings.register_profile("loaded", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("search", settings.get_profile("loaded"), derandomize=False)
