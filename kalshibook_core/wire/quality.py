@@ -25,9 +25,9 @@ LISTED: Final = 100
 """Gaps that are listed; all of them count."""
 
 
-TRADES_AFTER_US: Final = 15_000_000
-"""Trades are vouched for so long after the first book at the latest: no answer to a subscription takes longer. Both are
-subscribed in one breath, and the tables do not say when the answer for the trades came."""
+TRADES_AFTER_US: Final = 25_000_000
+"""Trades are vouched for so long after the first book at the latest. Both are subscribed in one breath, no answer to that takes
+longer than 15 s, and behind a hole meanwhile it is LAG_US more. The tables do not say when it was."""
 
 
 class State(StrEnum):

@@ -569,7 +569,11 @@ class MarketLog:
             self._place_at_the_end(source, whole_us)
             return
         if start_us > source.known_us - LAG_US and whole_us >= start_us:
-            self._fold(source, bisect_right(source.times, start_us))  # so that it has all that the window begins with
+            held = self._before(source, start_us + 1)
+            if held is None:
+                source.inside = False
+                return
+            self._fold(source, held)  # so that it has all that the window begins with
         places = []
         if source.standing is SEEKING and max(whole_us, source.known_us - LAG_US) >= start_us:
             places = self.window.places(source.base.checksum, source.heard)
@@ -583,19 +587,26 @@ class MarketLog:
         What it delivers from before that instant the log has; with all of that its book is the log's last, and the rest follows.
         Until then it stands inside. `whole_us`: up to there it has delivered everything.
         """
-        held = bisect_left(source.times, self._vouched_us)
-        for at, event in enumerate(source.heard[:held]):
-            if event.book is not None and event.clock_us >= self._vouched_us:  # it has no time of its own, and is younger,
-                if event.clock_us - LAG_US < self._vouched_us:  # or perhaps not
-                    source.inside = False
-                    return
-                held = at
-                break
+        held = self._before(source, self._vouched_us)
+        if held is None:
+            source.inside = False
+            return
         checksum = source.sums[held - 1] if held else source.base.checksum  # type: ignore[union-attr]
         delivered = held < len(source.heard) or whole_us >= self._vouched_us
         source.inside = not delivered and source.over is None
         if delivered and checksum == self.window.sums[-1]:
             self._join(source, self.window.head, held)
+
+    def _before(self, source: Source, us: int) -> int | None:
+        """Return how many of what a seeker heard happened before this instant.
+
+        None where that is not known: a whole book has no time of its own, and its clock may be late.
+        """
+        held = bisect_left(source.times, us)
+        for at, event in enumerate(source.heard[:held]):
+            if event.book is not None and event.clock_us >= us:
+                return at if event.clock_us - LAG_US >= us else None
+        return held
 
     def _fold(self, source: Source, count: int) -> None:
         try:

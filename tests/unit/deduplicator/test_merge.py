@@ -201,6 +201,22 @@ def test_a_whole_book_does_not_hold_up_who_stands_within_a_quiet_log() -> None:
     assert [kind for kind, *_ in brief(receive(*raws))][3:] == ["gap", "snapshot", "delta"]  # it may be older
 
 
+def test_a_whole_book_that_a_seeker_heard_is_not_taken_for_older_than_the_log() -> None:
+    """It equals the log's last, and would be left out."""
+    a, b, _ = trio()
+    other = {"connection": a.connection, "generation": a.generation, "ticker": "KXOTHER"}
+    theirs = [Source(each.gatherer, **{**other, "connection": each.connection}) for each in (a, b)]  # type: ignore[arg-type]
+    partition = Partition()
+    raws = [a.snapshot(50 * S, {4800: 7}, {}), b.snapshot(55 * S, {4800: 7}, {})]
+    for each, at in zip(theirs, (80, 70), strict=True):
+        raws += [each.snapshot(50 * S, {1: 1}, {}), each.delta(at * S, "yes", 1, 1)]
+    raws += [b.snapshot(75 * S, {4800: 7}, {}), b.delta(77 * S, "yes", 4800, 1)]
+    raws += [a.snapshot(75 * S, {4800: 7}, {}), a.delta(77 * S, "yes", 4800, 1)]
+    events = [event for event in receive(*raws, partition=partition) if event.market_ticker == TICKER]
+    assert [kind for kind, *_ in brief(events)] == ["snapshot", "snapshot", "delta"]
+    assert not partition.tally["contradiction"]
+
+
 def test_one_who_broke_before_it_came_to_the_logs_end_leaves_a_gap_there() -> None:
     a, b, _ = trio()
     raws = [*begun([a, b]), a.delta(33 * S, "yes", 4800, 100), a.broken(33 * S), b.broken(12 * S, cause="silent_socket")]
