@@ -67,7 +67,7 @@ async def test_every_answer_says_what_is_missing_and_strict_refuses_it_free_of_c
     await connection.execute("INSERT INTO gaps VALUES ($1, $2, $3, 0, 'trade', 'silent_socket')", last_us, last_us, market_id)
     trades = await asked("trades", **{"from": last_us, "to": last_us + 1})
     assert (trades["state"], [each["cause"] for each in trades["gaps"]]) == ("gap", ["not_yet_subscribed", "silent_socket"])
-    assert trades["gaps"][0] == forms.gap(MIDNIGHT - SECOND, first_us + 15 * SECOND, "not_yet_subscribed")
+    assert trades["gaps"][0] == forms.gap(MIDNIGHT - SECOND, first_us + 25 * SECOND, "not_yet_subscribed")
     await connection.execute("UPDATE markets SET status = 'determined'")
     assert (await asked("deltas", **{"from": ended_us, "to": last_us + SECOND}))["state"] == "ended"
 
