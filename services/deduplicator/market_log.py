@@ -571,8 +571,7 @@ class MarketLog:
         if start_us > source.known_us - LAG_US and whole_us >= start_us:
             held = self._before(source, start_us + 1)
             if held is None:
-                source.inside = False
-                return
+                held = bisect_right(source.times, start_us)
             self._fold(source, held)  # so that it has all that the window begins with
         places = []
         if source.standing is SEEKING and max(whole_us, source.known_us - LAG_US) >= start_us:
@@ -598,14 +597,15 @@ class MarketLog:
             self._join(source, self.window.head, held)
 
     def _before(self, source: Source, us: int) -> int | None:
-        """Return how many of what a seeker heard happened before this instant.
+        """Return how many of what a seeker heard happened before this instant, up to which the log has everything.
 
-        None where that is not known: a whole book has no time of its own, and its clock may be late.
+        None where that is not known: a whole book has no time of its own, and its clock may be late. One that even so is younger
+        than all that the log has did not.
         """
         held = bisect_left(source.times, us)
         for at, event in enumerate(source.heard[:held]):
             if event.book is not None and event.clock_us >= us:
-                return at if event.clock_us - LAG_US >= us else None
+                return at if event.clock_us - LAG_US > self.effective_us else None
         return held
 
     def _fold(self, source: Source, count: int) -> None:
