@@ -93,12 +93,12 @@ class Hostile:
             match self.mood:
                 case "frame without end":
                     socket.transport.write(b"\x01\x7e\xff\xff" + b"x" * 65535)
-                    while True:
+                    while not socket.transport.is_closing():
                         socket.transport.write(b"\x00\x7e\xff\xff" + b"x" * 65535)
                         await asyncio.sleep(0.001)
                 case "frame that never ends":
                     socket.transport.write(b"\x81\x7f" + (2**20).to_bytes(8))
-                    while True:
+                    while not socket.transport.is_closing():
                         socket.transport.write(b"x")
                         await asyncio.sleep(0.1)
                 case "frame of a terabyte":
