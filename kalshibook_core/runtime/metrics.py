@@ -12,8 +12,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-Counters = Mapping[str, int | float | str | Mapping[str, int | float]]
-"""Short metric name → value; a string is shown at /status and is no metric, a mapping is by gatherer: a sample each."""
+Counters = Mapping[str, int | float | str | list[str] | Mapping[str, int | float]]
+"""Short metric name → value; strings are shown at /status and are no metrics, a mapping is by gatherer: a sample each."""
 
 METRICS: Final[Mapping[str, str]] = {
     "kb_ingest_frames_total": "Websocket frames received.",
@@ -205,7 +205,7 @@ class UnknownMetric(ValueError):
 
 def check(service: str, counters: Counters) -> None:
     """Raise UnknownMetric if a number in `counters` has no row in METRICS."""
-    names = [_full(service, short) for short, value in counters.items() if not isinstance(value, str)]
+    names = [_full(service, short) for short, value in counters.items() if not isinstance(value, str | list)]
     unknown = ", ".join(name for name in names if name not in METRICS)
     if unknown:
         raise UnknownMetric(f"kalshibook_core.runtime.metrics.METRICS has no row for {unknown}: add one each, with its meaning")
@@ -225,7 +225,7 @@ class _Snapshot(Collector):
 
     def collect(self) -> Iterable[Metric]:
         for short, value in self._counters.items():
-            if isinstance(value, str):
+            if isinstance(value, str | list):
                 continue
             name = _full(self._service, short)
             make = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily

@@ -68,7 +68,8 @@ MOST_MARKETS: Final = 3_000_000
 BARREN_PAGES: Final = 3
 """So many pages in a row without a market that this list had not had before are no list either."""
 
-SHOWN: Final = 20
+FEW, SHOWN = 20, 1000
+"""Markets without a place that a line names, and that /status lists."""
 
 _log = structlog.get_logger()
 
@@ -132,8 +133,13 @@ class Gatherer:
         left = self._plan.left_out
         if not left:
             return ""
-        some = ", ".join(itertools.islice(left, SHOWN))
+        some = ", ".join(itertools.islice(left, FEW))
         return f"no place on {self._plan.limits.connections} x {self._plan.limits.markets_per_connection}: {len(left)} ({some})"
+
+    @property
+    def left_out_tickers(self) -> list[str]:
+        """Their tickers, of many the first SHOWN; how many there are is counted."""
+        return list(itertools.islice(self._plan.left_out, SHOWN))
 
     async def run(self, stop: asyncio.Event) -> None:
         """Capture until `stop` is set; then return when every connection has said its breaks and is closed."""

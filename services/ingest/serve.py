@@ -6,12 +6,12 @@ Closing is the reverse: connections say their breaks and close (1000), then the 
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Mapping
 from typing import Final
 
 import structlog
 
 from kalshibook_core.runtime import health
+from kalshibook_core.runtime.metrics import Counters
 from services.ingest.gatherer import Gatherer
 from services.ingest.outbox import Outbox
 from services.ingest.rest import Rest
@@ -40,7 +40,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     ):
         gatherer = Gatherer(settings, outbox, rest, counts, rng)
 
-        def counters() -> Mapping[str, int | float | str]:
+        def counters() -> Counters:
             return {f"{name}_total": counts[name] for name in COUNTED} | {
                 "frames_total": sum(counts[name] for name in COUNTED if name.endswith("_frames")),
                 "connections": sum(connection.connected for connection in gatherer.connections.values()),
@@ -48,6 +48,7 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
                 "markets": len(gatherer.registry.markets),
                 "left_out_markets": counts["left_out"],
                 "left_out": gatherer.left_out,
+                "left_out_tickers": gatherer.left_out_tickers,
                 "trouble": gatherer.trouble or rest.trouble,
                 "clock_skew_seconds": gatherer.clock_skew_seconds,
                 "read_ahead_bytes": Socket.ahead,

@@ -63,4 +63,5 @@ async def test_what_finds_no_place_is_said(cluster: Cluster, tmp_path: Path, fre
                 await asyncio.sleep(0.05)
         assert (counters["subscriptions"], counters["left_out_markets"]) == (4, capture.held - 4)
         assert counters["left_out"].startswith(f"no place on 2 x 2: {capture.held - 4} (")
-        assert not any(ticker in counters["left_out"] for ticker in capture.tickers)
+        told = counters["left_out_tickers"]
+        assert len(set(told)) == len(told) == capture.held - 4 and not set(told) & capture.tickers
