@@ -44,10 +44,11 @@ def differences(one: Stream, other: Stream) -> list[tuple[str, dict[str, Any], d
             if left["version"] == 1 or left.get("gap"):
                 firsts = [left["effective_at"], right["effective_at"]]
             times = left.pop("effective_at"), right.pop("effective_at")
-            for row, first in zip((left, right), firsts, strict=True):
-                gap = row.get("gap") or row
+            gaps = [row.get("gap") or row for row in (left, right)]
+            bounded = any(gap.get("start") == first for gap, first in zip(gaps, firsts, strict=True))  # in one play, or both
+            for gap in gaps:
                 gap.pop("end", None)
-                if gap.get("start") == first or row["type"] == "snapshot":
+                if bounded or left["type"] == "snapshot":
                     gap.pop("start", None)  # a gap's own row has it
             held_back = times[0] == firsts[0] or times[1] == firsts[1]
             if left != right or (times[0] != times[1] and not held_back):
