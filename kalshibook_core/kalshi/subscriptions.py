@@ -264,18 +264,19 @@ class Subscriptions:
                     if (channel, ticker) in self._back:  # what happens from here on until it has it again is lost
                         self._back.discard((channel, ticker))
                         subscription.markets[ticker] = None
-                        if channel in (BOOK, TRADES):
-                            self._counts["breaks"] += 1
-                            self._note(BREAK, subscription, [ticker], clock_us, now_us, detail=_NOTSUBSCRIBED)
+                        self._gave_up(subscription, ticker, _NOTSUBSCRIBED, now_us, clock_us)
                 for ticker in [ticker for ticker in pending.tickers if ticker not in self._wanted]:
-                    cause = self._leaving.get(ticker)
-                    if cause is not None and channel in (BOOK, TRADES):
-                        self._counts["breaks"] += cause != MARKET_CLOSED
-                        self._note(BREAK, subscription, [ticker], clock_us, now_us, detail=cause)
+                    if ticker in self._leaving:
+                        self._gave_up(subscription, ticker, self._leaving[ticker], now_us, clock_us)
                     subscription.markets.pop(ticker, None)
                     subscription.waiting.pop(ticker, None)
                     if not any(ticker in each.markets for each in self._by_channel.values()):
                         self._leaving.pop(ticker, None)
+
+    def _gave_up(self, subscription: Subscription, ticker: str, cause: str, now_us: int, clock_us: int) -> None:
+        if subscription.channel in (BOOK, TRADES):
+            self._counts["breaks"] += cause != MARKET_CLOSED
+            self._note(BREAK, subscription, [ticker], clock_us, now_us, detail=cause)
 
     def _joined(self, subscription: Subscription, tickers: Iterable[str], now_us: int, clock_us: int) -> None:
         if subscription.channel == TRADES:

@@ -404,6 +404,14 @@ def test_nothing_lost_no_gap(world: World) -> None:
     assert deltas == sum(map(len, world.truth.values()))
 
 
+def interleaved(draw: st.DrawFn, told: list[list[RawFrame]]) -> list[RawFrame]:
+    """Use up several sources' records, each in its order, in any order among them."""
+    raws = []
+    while any(told):
+        raws.append(draw(st.sampled_from([each for each in told if each])).pop(0))
+    return raws
+
+
 @st.composite
 def endings(draw: st.DrawFn) -> tuple[list[RawFrame], list[int], int]:
     """Trades of a market until it ended, as gatherers told them that came late, could not be read, or lost the last of them, by a
@@ -429,10 +437,7 @@ def endings(draw: st.DrawFn) -> tuple[list[RawFrame], list[int], int]:
             raws.append(draw(st.sampled_from([source.broken(newest, "trade"), source.started(70 * S)])))
         told.append(raws)
     told.append([Source("g1", connection=9).lifecycle(end * S, event_type="determined")])
-    raws = []
-    while any(told):
-        raws.append(draw(st.sampled_from([each for each in told if each])).pop(0))
-    return raws, trades, end
+    return interleaved(draw, told), trades, end
 
 
 @given(endings())
@@ -473,10 +478,7 @@ def book_endings(draw: st.DrawFn) -> tuple[list[RawFrame], list[int], bool]:
             raws.append(draw(st.sampled_from([source.broken(newest), source.started(90 * S)])))
         told.append(raws)
     told.append([Source("g1", connection=9).lifecycle(end * S, event_type="determined")])
-    raws = []
-    while any(told):
-        raws.append(draw(st.sampled_from([each for each in told if each])).pop(0))
-    return raws, changes, whole
+    return interleaved(draw, told), changes, whole
 
 
 @given(book_endings())
